@@ -1,0 +1,1 @@
+//! The Kafka wire protocol over the log store: requests in, `sendfile` out.

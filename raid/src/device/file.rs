@@ -1,0 +1,233 @@
+//! A regular file or a block device of the operating system, through its page cache.
+//!
+//! Cost of a cached read: one `preadv2(RWF_NOWAIT)`, no thread hop, no copy besides the kernel's. A read that would
+//! wait for the disk, and every write, flush and discard, runs on tokio's blocking threads: one hop each.
+
+use super::{Device, Durability, Io, Piece, ZeroMode, check_range};
+use crate::error::{Error, Operation, Result};
+use bytes::{Bytes, BytesMut};
+use rustix::fs::{FallocateFlags, FileType};
+use rustix::io::{Errno, ReadWriteFlags};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the holder of a [`FileDevice`] may do with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reads only; anybody else may hold it open too.
+    ReadOnly,
+    /// Reads and writes, under an exclusive lock against other holders.
+    ReadWrite,
+}
+
+/// A file or block device that is open.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: Arc<File>,
+    name: String,
+    path: PathBuf,
+    size: u64,
+    mode: OpenMode,
+}
+
+impl FileDevice {
+    /// Opens `path`, which must exist.
+    pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
+        let name = path.display().to_string();
+        let failed =
+            |errno| Error::Io { device: name.clone(), operation: Operation::Open, at: 0, len: 0, errno };
+        let file = File::options()
+            .read(true)
+            .write(mode == OpenMode::ReadWrite)
+            .open(path)
+            .map_err(|e| failed(errno_of(&e)))?;
+        if mode == OpenMode::ReadWrite {
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(failed)?;
+        }
+        let stat = rustix::fs::fstat(&file).map_err(failed)?;
+        let size = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => stat.st_size as u64,
+            // A block device's stat says 0; its end is found by seeking there.
+            FileType::BlockDevice => (&file).seek(SeekFrom::End(0)).map_err(|e| failed(errno_of(&e)))?,
+            _ => return Err(failed(Errno::NOTBLK)),
+        };
+        Ok(Self { file: Arc::new(file), name, path: path.to_owned(), size, mode })
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work` on a thread that may block.
+    fn blocking<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        at: u64,
+        len: u64,
+        work: impl FnOnce(&File) -> std::result::Result<T, Errno> + Send + 'static,
+    ) -> Io<'_, T> {
+        let file = Arc::clone(&self.file);
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&file)).await;
+            // A join error means that the runtime is shutting down: the operation's outcome is unknown.
+            let outcome = done.unwrap_or(Err(Errno::SHUTDOWN));
+            outcome.map_err(|errno| self.failed(operation, at, len, errno))
+        })
+    }
+
+    fn failed(&self, operation: Operation, at: u64, len: u64, errno: Errno) -> Error {
+        Error::Io { device: self.name.clone(), operation, at, len, errno }
+    }
+
+    fn check(&self, operation: Operation, at: u64, len: u64) -> Result<()> {
+        if self.mode == OpenMode::ReadOnly && operation != Operation::Read && operation != Operation::Flush {
+            return Err(Error::ReadOnly { operation });
+        }
+        check_range(operation, at, len, self.size)
+    }
+}
+
+impl Device for FileDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
+        let len = buf.len() as u64;
+        if let Err(refused) = self.check(Operation::Read, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        // Any failure of the hopeful try (not cached, not supported) is settled by the blocking read.
+        let cached =
+            rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut buf)], at, ReadWriteFlags::NOWAIT);
+        let done = cached.unwrap_or(0);
+        if done == buf.len() {
+            return Box::pin(async { Ok(buf) });
+        }
+        self.blocking(Operation::Read, at, len, move |file| {
+            read_exact(file, at + done as u64, &mut buf[done..])?;
+            Ok(buf)
+        })
+    }
+
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
+        let len = data.len() as u64;
+        if let Err(refused) = self.check(Operation::Write, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        self.blocking(Operation::Write, at, len, move |file| write_all(file, at, &data, durability))
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.blocking(Operation::Flush, 0, self.size, |file| rustix::fs::fdatasync(file))
+    }
+
+    fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
+        if let Err(refused) = self.check(Operation::Discard, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        self.blocking(Operation::Discard, at, len, move |file| match punch(file, at, len) {
+            // Discard is advice: a file system without holes keeps the data, which is allowed.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            other => other,
+        })
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()> {
+        if let Err(refused) = self.check(Operation::WriteZeroes, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        self.blocking(Operation::WriteZeroes, at, len, move |file| {
+            let quick = match mode {
+                ZeroMode::MayPunch => punch(file, at, len),
+                ZeroMode::Allocate if len == 0 => Ok(()),
+                ZeroMode::Allocate => {
+                    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+                    rustix::fs::fallocate(file, flags, at, len)
+                }
+            };
+            match quick {
+                Err(Errno::OPNOTSUPP) => zero_by_writing(file, at, len)?,
+                other => other?,
+            }
+            if durability == Durability::Stable { rustix::fs::fdatasync(file) } else { Ok(()) }
+        })
+    }
+
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        let located = self
+            .check(Operation::Read, at, len)
+            .map(|()| Some(vec![Piece { file: Arc::clone(&self.file), at, len }]));
+        Box::pin(async { located })
+    }
+}
+
+fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Result<(), Errno> {
+    while !out.is_empty() {
+        match rustix::io::pread(file, &mut *out, at) {
+            // The file ends before its size at opening: it was truncated under us.
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                out = &mut out[n..];
+                at += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_all(
+    file: &File,
+    mut at: u64,
+    mut data: &[u8],
+    durability: Durability,
+) -> std::result::Result<(), Errno> {
+    let flags = match durability {
+        Durability::Cached => ReadWriteFlags::empty(),
+        Durability::Stable => ReadWriteFlags::DSYNC,
+    };
+    while !data.is_empty() {
+        match rustix::io::pwritev2(file, &[IoSlice::new(data)], at, flags) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                data = &data[n..];
+                at += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn punch(file: &File, at: u64, len: u64) -> std::result::Result<(), Errno> {
+    if len == 0 {
+        return Ok(());
+    }
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)
+}
+
+fn zero_by_writing(file: &File, mut at: u64, len: u64) -> std::result::Result<(), Errno> {
+    static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+    let end = at + len;
+    while at < end {
+        let n = (end - at).min(ZEROES.len() as u64) as usize;
+        write_all(file, at, &ZEROES[..n], Durability::Cached)?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

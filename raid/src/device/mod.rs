@@ -1,0 +1,109 @@
+//! The vocabulary of block devices: what a file, a disk, a simulated disk and a RAID volume all understand.
+//! Whoever knows this file knows the architecture.
+//!
+//! Shapes and units: every position and length is in bytes. Ranges are half open. A range that reaches past
+//! [`Device::size`] is refused whole, with [`Error::OutOfBounds`](crate::Error::OutOfBounds), before anything happens.
+//!
+//! Invariants every implementation keeps:
+//!
+//! - An operation owns its buffers until it completes: a future that is dropped half-way leaves no borrowed
+//!   memory behind. A dropped *write* leaves each byte old or new.
+//! - Reads and writes may run concurrently and complete in any order. Overlapping writes in flight leave each
+//!   block with one of the values; a mirror leaves all its legs with the *same* one.
+//! - [`Device::flush`] makes durable every write that completed before it was called. A [`Durability::Stable`]
+//!   write is durable when it completes. A flush that failed is never retried in the hope that it passes: the
+//!   kernel has marked the pages clean.
+//! - After a failed write the range holds old or new values, block by block.
+
+mod file;
+
+pub use file::{FileDevice, OpenMode};
+
+use crate::error::{Error, Operation, Result};
+use crate::runtime::BoxFuture;
+use bytes::{Bytes, BytesMut};
+use std::fs::File;
+use std::sync::Arc;
+
+/// An operation of a device under way.
+pub type Io<'a, T> = BoxFuture<'a, Result<T>>;
+
+/// When a write counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Visible to every later read; a power cut may still lose it.
+    Cached,
+    /// On stable storage (NBD calls it FUA).
+    Stable,
+}
+
+/// Whether zeroes may be stored as a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// Space may be given back: reads return zeroes, a later write may fail for want of space.
+    MayPunch,
+    /// Space stays allocated (NBD's `NO_HOLE`).
+    Allocate,
+}
+
+/// A range of bytes in an open file, from which the kernel can send to a socket without a copy.
+///
+/// The `Arc` keeps the file open for as long as the piece lives, whatever becomes of the member.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// The open file or block device.
+    pub file: Arc<File>,
+    /// First byte in the file.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A block device. Object-safe: layers hold `Arc<dyn Device>` and stack.
+pub trait Device: Send + Sync + 'static {
+    /// What to call it in messages: a path, or a volume's name.
+    fn name(&self) -> &str;
+
+    /// Bytes it holds; constant while it is open, but for growth.
+    fn size(&self) -> u64;
+
+    /// Reads `buf.len()` bytes at `at` into `buf` and returns it.
+    fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut>;
+
+    /// Writes all of `data` at `at`.
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()>;
+
+    /// Makes every write that completed before this call durable.
+    fn flush(&self) -> Io<'_, ()>;
+
+    /// Gives the space of a range back. What it reads as afterwards is undefined, but the same on every read.
+    fn discard(&self, at: u64, len: u64) -> Io<'_, ()>;
+
+    /// Makes a range read as zeroes.
+    fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()>;
+
+    /// Where the range lies in open files, in order, for `sendfile`; `None` where no kernel can send it (a
+    /// simulated disk, say), and then [`Device::read`] is the way. The pieces hold good, current data at the
+    /// time of the call; whoever may overwrite the range must be held off by the caller's own lease.
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
+}
+
+/// Refuses a range that reaches past `size`, without overflow for any input.
+pub fn check_range(operation: Operation, at: u64, len: u64, size: u64) -> Result<()> {
+    match at.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::OutOfBounds { operation, at, len, size }),
+    }
+}
+
+/// Memory for `len` bytes of I/O, aligned to 4096 so that `O_DIRECT` members can use it as it is; zeroed.
+#[must_use]
+pub fn buffer(len: usize) -> BytesMut {
+    const ALIGN: usize = 4096;
+    let mut buf = BytesMut::zeroed(len + ALIGN);
+    let skip = buf.as_ptr().align_offset(ALIGN);
+    // Splitting off the head keeps the rest where it lies: no copy, and the alignment holds for its lifetime.
+    drop(buf.split_to(skip));
+    buf.truncate(len);
+    buf
+}

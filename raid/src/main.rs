@@ -1,0 +1,3 @@
+//! The `raid10` command.
+
+fn main() {}
