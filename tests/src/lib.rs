@@ -1,1 +1,6 @@
 //! What the tests that cross crates share: simulated disks, harnesses for real processes.
+
+// A harness's panics are how a test fails; every function here may.
+#![allow(clippy::missing_panics_doc)]
+
+pub mod process;
