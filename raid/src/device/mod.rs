@@ -2,7 +2,7 @@
 //! Whoever knows this file knows the architecture.
 //!
 //! Shapes and units: every position and length is in bytes. Ranges are half open. A range that reaches past
-//! [`Device::size`] is refused whole, with [`Error::OutOfBounds`](crate::Error::OutOfBounds), before anything happens.
+//! [`Device::size`] is refused whole, with [`Error::OutOfBounds`], before anything happens.
 //!
 //! Invariants every implementation keeps:
 //!
