@@ -4,3 +4,4 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod process;
+pub mod sim;

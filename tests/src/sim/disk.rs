@@ -1,0 +1,576 @@
+//! A simulated disk with a volatile cache, and every way of failing that real ones have.
+//!
+//! It is (through `port`) a real implementation of [`Device`](raid::device::Device): engine code can't tell it from a file. What it promises is what the
+//! vocabulary promises, and not a bit more; within that, the seed picks what hurts most:
+//!
+//! - Operations complete in any order. A write reaches the cache when it is submitted, when it completes, or half
+//!   then and half then; a read is taken at either end. So overlapping operations in flight see each other by chance.
+//! - A flush makes durable exactly the writes that completed before it was submitted. A stable write makes itself
+//!   durable, and nothing else. Everything else lives in the cache only, version over version, sector by sector.
+//! - At a power cut each sector of the cache becomes durable in one of its versions, or stays as it was, or, where
+//!   the options allow it, tears (front of one version, back of another) or can't be read until written again.
+//! - A failed write leaves each of its sectors old or new. A failed flush makes part of what it covered durable and
+//!   dooms the rest: visible until the power goes, gone then, whatever flush succeeds later (Linux marks the pages clean).
+//! - A discarded sector keeps its bytes, reads as zeroes, or as garbage: per disk and operation, but for good.
+//!
+//! Everything is in sectors of 512 bytes. Requests may begin and end anywhere; a partial sector is merged with what
+//! is visible, as a page cache does.
+
+use super::executor::CutStyle;
+use super::rng::{Rng, scramble};
+use super::surface::{SECTOR, Sector, Surface};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use raid::device::{Durability, check_range};
+use raid::error::{Error, Operation, Result};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How a simulated disk behaves when nothing is wrong, and how badly a power cut treats it.
+#[derive(Debug, Clone)]
+pub struct SimDiskOptions {
+    /// Microseconds an operation takes.
+    pub latency: Range<u64>,
+    /// Of 1000 operations, how many take twenty times as long.
+    pub stragglers: u64,
+    /// Of 1000 unflushed sectors at a power cut, how many tear inside.
+    pub torn: u64,
+    /// Of 1000 unflushed sectors at a power cut, how many can't be read afterwards.
+    pub unreadable: u64,
+}
+
+impl Default for SimDiskOptions {
+    /// Sectors are written whole or not at all, as disks promise and most engines assume.
+    fn default() -> Self {
+        Self { latency: 20..2000, stragglers: 20, torn: 0, unreadable: 0 }
+    }
+}
+
+impl SimDiskOptions {
+    /// The disk of `facts`: unflushed sectors may also tear or become unreadable.
+    #[must_use]
+    pub fn harsh() -> Self {
+        Self { torn: 30, unreadable: 30, ..Self::default() }
+    }
+}
+
+/// An error that a disk is set up to answer with.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// To which operations.
+    pub operations: Vec<Operation>,
+    /// If the operation touches this range of bytes (flushes touch every range).
+    pub within: Range<u64>,
+    /// After this many operations that matched and were spared.
+    pub spare: u32,
+    /// For this many operations; `u32::MAX` is for ever.
+    pub times: u32,
+    /// With this error.
+    pub errno: Errno,
+}
+
+impl Fault {
+    /// EIO, once, on the next of `operations`.
+    #[must_use]
+    pub fn once(operations: &[Operation]) -> Self {
+        Self { operations: operations.to_vec(), within: 0..u64::MAX, spare: 0, times: 1, errno: Errno::IO }
+    }
+
+    /// EIO on every one of `operations` from now on.
+    #[must_use]
+    pub fn lasting(operations: &[Operation]) -> Self {
+        Self { times: u32::MAX, ..Self::once(operations) }
+    }
+}
+
+/// How a write goes wrong without telling anyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SilentFault {
+    /// Acknowledged, and stored nowhere.
+    Lost,
+    /// Stored this many bytes further on.
+    Misdirected(u64),
+}
+
+/// A disk. Its content outlives power cuts; reach it through [`Sim::plug`](super::Sim::plug).
+pub struct SimDisk {
+    name: String,
+    size: u64,
+    options: SimDiskOptions,
+    state: Mutex<State>,
+}
+
+struct State {
+    surface: Surface,
+    in_flight: BTreeMap<u64, InFlight>,
+    next_operation: u64,
+    /// Writes completed so far: a flush covers those that completed up to its own submission.
+    completed_writes: u64,
+    faults: Vec<Fault>,
+    silent: Vec<SilentFault>,
+    extra_latency: Duration,
+    hangs: bool,
+    gone: bool,
+    rng: Rng,
+    counts: Counts,
+}
+
+/// What a disk was asked to do so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads submitted.
+    pub reads: u64,
+    /// Writes submitted, write zeroes included.
+    pub writes: u64,
+    /// Flushes submitted.
+    pub flushes: u64,
+    /// Discards submitted.
+    pub discards: u64,
+}
+
+/// What a port asks of its disk.
+pub(super) enum Request {
+    Read { at: u64, buf: BytesMut },
+    Write { at: u64, data: Bytes, durability: Durability },
+    Zero { at: u64, len: u64, durability: Durability },
+    Discard { at: u64, len: u64 },
+    Flush,
+}
+
+impl Request {
+    fn shape(&self) -> (Operation, u64, u64) {
+        match self {
+            Self::Read { at, buf } => (Operation::Read, *at, buf.len() as u64),
+            Self::Write { at, data, .. } => (Operation::Write, *at, data.len() as u64),
+            Self::Zero { at, len, .. } => (Operation::WriteZeroes, *at, *len),
+            Self::Discard { at, len } => (Operation::Discard, *at, *len),
+            Self::Flush => (Operation::Flush, 0, 0),
+        }
+    }
+}
+
+struct InFlight {
+    operation: Operation,
+    at: u64,
+    len: u64,
+    work: Work,
+    verdict: Option<Errno>,
+    reply: oneshot::Sender<Result<BytesMut>>,
+}
+
+enum Work {
+    /// `taken` is what the read saw at its submission, if it looks then.
+    Read { buf: BytesMut, taken: bool },
+    /// The sectors not yet in the cache, and where the write begins and ends for the rest.
+    Change { left: Vec<(u64, Change)>, touched: Range<u64>, durability: Durability },
+    /// Covers what had completed by then.
+    Flush { covers: u64 },
+}
+
+/// New bytes for one sector.
+#[derive(Clone)]
+struct Change {
+    from: usize,
+    bytes: Bytes,
+}
+
+impl SimDisk {
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn blank(name: &str, size: u64, options: SimDiskOptions) -> Self {
+        let state = State {
+            surface: Surface::default(),
+            in_flight: BTreeMap::new(),
+            next_operation: 0,
+            completed_writes: 0,
+            faults: Vec::new(),
+            silent: Vec::new(),
+            extra_latency: Duration::ZERO,
+            hangs: false,
+            gone: false,
+            rng: Rng::new(0),
+            counts: Counts::default(),
+        };
+        Self { name: name.to_owned(), size, options, state: Mutex::new(state) }
+    }
+
+    /// A disk with the same content (cache included), for another machine. Nothing in flight, no fault set.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let copy = Self::blank(&self.name, self.size, self.options.clone());
+        copy.state.lock().surface = self.state.lock().surface.clone();
+        copy
+    }
+
+    pub(super) fn reseed(&self, rng: Rng) {
+        self.state.lock().rng = rng;
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What it was asked to do so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.state.lock().counts
+    }
+
+    /// Sectors whose newest content is not durable.
+    #[must_use]
+    pub fn unflushed(&self) -> usize {
+        self.state.lock().surface.unflushed()
+    }
+
+    /// Sets up an error.
+    pub fn fail(&self, fault: Fault) {
+        self.state.lock().faults.push(fault);
+    }
+
+    /// Sets up the next write to go wrong without an error.
+    pub fn fail_silently(&self, how: SilentFault) {
+        self.state.lock().silent.push(how);
+    }
+
+    /// Takes back every error, delay and absence set up (not what they did to the content).
+    pub fn heal(&self) {
+        let mut state = self.state.lock();
+        state.faults.clear();
+        state.silent.clear();
+        state.extra_latency = Duration::ZERO;
+        state.hangs = false;
+        state.gone = false;
+    }
+
+    /// Makes the sectors of a range unreadable until they are written again.
+    pub fn decay(&self, range: Range<u64>) {
+        let mut state = self.state.lock();
+        for sector in sectors(range.start, range.end - range.start) {
+            state.surface.make_unreadable(sector);
+        }
+    }
+
+    /// Flips one bit of the content, unseen by anyone.
+    pub fn flip(&self, byte: u64, bit: u8) {
+        let mut one = self.peek(byte, 1);
+        one[0] ^= 1 << (bit % 8);
+        self.state.lock().surface.poke(byte, &one);
+    }
+
+    /// Delays every later operation.
+    pub fn slow(&self, extra: Duration) {
+        self.state.lock().extra_latency = extra;
+    }
+
+    /// Later operations never complete (until healed).
+    pub fn hang(&self) {
+        self.state.lock().hangs = true;
+    }
+
+    /// Pulls the cable: operations in flight and later ones fail until [`SimDisk::come_back`].
+    pub fn vanish(&self) {
+        self.state.lock().gone = true;
+    }
+
+    /// Plugs the cable in again; content and cache are as they were left.
+    pub fn come_back(&self) {
+        self.state.lock().gone = false;
+    }
+
+    /// The visible bytes of a range, past all faults.
+    #[must_use]
+    pub fn peek(&self, at: u64, len: u64) -> Vec<u8> {
+        self.state.lock().surface.peek(at, len)
+    }
+
+    /// The bytes of a range that would survive a power cut now if all that is unflushed were lost.
+    #[must_use]
+    pub fn peek_durable(&self, at: u64, len: u64) -> Vec<u8> {
+        self.state.lock().surface.peek_durable(at, len)
+    }
+
+    /// Overwrites bytes, durably, past all faults.
+    pub fn poke(&self, at: u64, bytes: &[u8]) {
+        assert!(at + bytes.len() as u64 <= self.size, "past the end of {}", self.name);
+        self.state.lock().surface.poke(at, bytes);
+    }
+
+    /// What is submitted and not completed, for messages.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let show = |o: &InFlight| format!("{}: {} of {} bytes at {}", self.name, o.operation, o.len, o.at);
+        state.in_flight.values().map(show).collect()
+    }
+
+    /// Takes an operation in: its number, its latency (`None`: never completes), and what to note of it.
+    pub(super) fn accept(
+        &self,
+        request: Request,
+        reply: oneshot::Sender<Result<BytesMut>>,
+    ) -> (u64, Option<Duration>, [u64; 5]) {
+        let (operation, at, len) = request.shape();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.count(operation);
+        let number = state.next_operation;
+        state.next_operation += 1;
+        let mut verdict = if state.gone { Some(Errno::NODEV) } else { state.strike(operation, at, len) };
+        let mut digest = 0;
+        let work = match request {
+            Request::Read { mut buf, .. } => {
+                let taken = state.rng.one_in(1, 2);
+                if taken && verdict.is_none() {
+                    verdict = state.surface.read(at, &mut buf).err();
+                }
+                Work::Read { buf, taken }
+            }
+            Request::Write { at, data, durability } => {
+                digest = hash(&data);
+                state.begin_change(number, at, slice(at, &data), durability, &mut verdict)
+            }
+            Request::Zero { at, len, durability } => {
+                let changes = fill(at, len, 0);
+                state.begin_change(number, at, changes, durability, &mut verdict)
+            }
+            Request::Discard { at, len } => {
+                let changes = match state.rng.below(3) {
+                    0 => Vec::new(),
+                    1 => fill(at, len, 0),
+                    _ => fill(at, len, state.rng.draw() as u8),
+                };
+                state.begin_change(number, at, changes, Durability::Cached, &mut verdict)
+            }
+            Request::Flush => Work::Flush { covers: state.completed_writes },
+        };
+        state.in_flight.insert(number, InFlight { operation, at, len, work, verdict, reply });
+        let mut micros = state.rng.within(self.options.latency.clone());
+        if state.rng.one_in(self.options.stragglers, 1000) {
+            micros *= 20;
+        }
+        let latency =
+            (!state.hangs).then_some(Duration::from_micros(micros).saturating_add(state.extra_latency));
+        (number, latency, [operation as u64, number, at, len, digest])
+    }
+
+    /// Ends an operation; answers a digest of the outcome, or nothing when there is no such operation any more.
+    pub(super) fn complete(&self, number: u64) -> Option<u64> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let InFlight { operation, at, len, work, mut verdict, reply } = state.in_flight.remove(&number)?;
+        if state.gone {
+            verdict = verdict.or(Some(Errno::IO));
+        }
+        let mut answer = BytesMut::new();
+        match work {
+            Work::Read { mut buf, taken } => {
+                if !taken && verdict.is_none() {
+                    verdict = state.surface.read(at, &mut buf).err();
+                }
+                answer = buf;
+            }
+            Work::Change { left, touched, durability } => {
+                for (sector, change) in left {
+                    // What is left of a failed write reaches the disk or not, sector by sector.
+                    if verdict.is_none() || state.rng.one_in(1, 2) {
+                        verdict = verdict.or(state.change(number, sector, &change).err());
+                    }
+                }
+                state.completed_writes += 1;
+                let stable = durability == Durability::Stable && verdict.is_none();
+                state.surface.complete(number, touched, state.completed_writes, stable);
+            }
+            Work::Flush { covers } => match verdict {
+                None => state.surface.flush(covers),
+                Some(_) => state.surface.fail_flush(covers, &mut state.rng),
+            },
+        }
+        let outcome = match verdict {
+            None => Ok(answer),
+            Some(errno) => Err(Error::Io { device: self.name.clone(), operation, at, len, errno }),
+        };
+        let digest = match &outcome {
+            Ok(bytes) => hash(bytes),
+            Err(_) => u64::MAX,
+        };
+        drop(guard);
+        // The asker may have lost interest: a dropped operation still happens.
+        drop(reply.send(outcome));
+        Some(digest)
+    }
+
+    /// Ends everything in flight without an answer and settles what survives.
+    pub(super) fn power_cut(&self, style: CutStyle, clean: bool, rng: &mut Rng, position: &mut u32) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let in_flight = std::mem::take(&mut state.in_flight);
+        let mut late: Vec<_> = in_flight.into_iter().collect();
+        rng.shuffle(&mut late);
+        for (number, operation) in late {
+            let Work::Change { left, touched, .. } = operation.work else { continue };
+            for (sector, change) in left {
+                if style != CutStyle::ProcessKilled || rng.one_in(1, 2) {
+                    // An unreadable sector can't take a part of itself: it stays as it is.
+                    state.change(number, sector, &change).unwrap_or_default();
+                }
+            }
+            if style == CutStyle::ProcessKilled {
+                state.completed_writes += 1;
+                state.surface.complete(number, touched, state.completed_writes, false);
+            }
+        }
+        match style {
+            CutStyle::ProcessKilled => {}
+            CutStyle::AllLost => state.surface.settle(|_, _| 0),
+            CutStyle::Subset(bits) => state.surface.settle(|_, versions| {
+                let bit = bits >> (*position % 64) & 1;
+                *position += 1;
+                if bit == 1 { versions - 1 } else { 0 }
+            }),
+            CutStyle::Chance if clean => state.surface.settle(|_, versions| versions - 1),
+            CutStyle::Chance => match rng.below(6) {
+                0 => state.surface.settle(|_, _| 0),
+                1 => state.surface.settle(|_, versions| versions - 1),
+                _ => {
+                    state.surface.mangle(self.options.torn, self.options.unreadable, rng);
+                    state.surface.settle(|_, versions| rng.below(versions as u64) as usize);
+                }
+            },
+        }
+    }
+
+    pub(super) fn out_of_bounds(&self, request: &Request) -> Option<Error> {
+        let (operation, at, len) = request.shape();
+        check_range(operation, at, len, self.size).err()
+    }
+}
+
+impl State {
+    fn count(&mut self, operation: Operation) {
+        match operation {
+            Operation::Read => self.counts.reads += 1,
+            Operation::Write | Operation::WriteZeroes => self.counts.writes += 1,
+            Operation::Flush => self.counts.flushes += 1,
+            Operation::Discard => self.counts.discards += 1,
+            Operation::Open => {}
+        }
+    }
+
+    /// The error that was set up for such an operation, if its turn has come.
+    fn strike(&mut self, operation: Operation, at: u64, len: u64) -> Option<Errno> {
+        let whole = operation == Operation::Flush;
+        let fault = self.faults.iter_mut().find(|fault| {
+            let overlaps = at < fault.within.end && fault.within.start < at.saturating_add(len);
+            fault.times > 0 && fault.operations.contains(&operation) && (whole || overlaps)
+        })?;
+        if fault.spare > 0 {
+            fault.spare -= 1;
+            return None;
+        }
+        if fault.times != u32::MAX {
+            fault.times -= 1;
+        }
+        Some(fault.errno)
+    }
+
+    /// Lets the front of a change reach the cache (none of it, all of it, or a part), and keeps the rest for later.
+    fn begin_change(
+        &mut self,
+        number: u64,
+        at: u64,
+        mut changes: Vec<(u64, Change)>,
+        durability: Durability,
+        verdict: &mut Option<Errno>,
+    ) -> Work {
+        let mut touched = changes.first().map_or(0, |(s, _)| *s)..changes.last().map_or(0, |(s, _)| *s + 1);
+        if !self.silent.is_empty() && !changes.is_empty() {
+            match self.silent.remove(0) {
+                SilentFault::Lost => changes.clear(),
+                SilentFault::Misdirected(by) => {
+                    let by = (by + at % SECTOR).div_ceil(SECTOR);
+                    for (sector, _) in &mut changes {
+                        *sector += by;
+                    }
+                    touched = touched.start + by..touched.end + by;
+                }
+            }
+        }
+        let early = match self.rng.below(3) {
+            0 => 0,
+            1 => changes.len(),
+            _ => self.rng.below(changes.len() as u64 + 1) as usize,
+        };
+        let left = changes.split_off(early);
+        for (sector, change) in changes {
+            if verdict.is_none() || self.rng.one_in(1, 2) {
+                *verdict = verdict.or(self.change(number, sector, &change).err());
+            }
+        }
+        Work::Change { left, touched, durability }
+    }
+
+    fn change(&mut self, number: u64, sector: u64, change: &Change) -> std::result::Result<(), Errno> {
+        let data = if change.bytes.len() as u64 == SECTOR {
+            change.bytes.clone()
+        } else {
+            let mut merged = vec![0; SECTOR as usize];
+            self.surface.read(sector * SECTOR, &mut merged)?;
+            merged[change.from..change.from + change.bytes.len()].copy_from_slice(&change.bytes);
+            Sector::from(merged)
+        };
+        self.surface.add(sector, number, data);
+        Ok(())
+    }
+}
+
+fn sectors(at: u64, len: u64) -> Range<u64> {
+    if len == 0 { 0..0 } else { at / SECTOR..(at + len).div_ceil(SECTOR) }
+}
+
+/// Cuts a payload into its sectors.
+fn slice(at: u64, data: &Bytes) -> Vec<(u64, Change)> {
+    let end = at + data.len() as u64;
+    let one = |sector: u64| {
+        let from = at.max(sector * SECTOR);
+        let to = end.min((sector + 1) * SECTOR);
+        let bytes = data.slice((from - at) as usize..(to - at) as usize);
+        (sector, Change { from: (from % SECTOR) as usize, bytes })
+    };
+    sectors(at, data.len() as u64).map(one).collect()
+}
+
+/// The changes that fill a range with one byte.
+fn fill(at: u64, len: u64, byte: u8) -> Vec<(u64, Change)> {
+    let whole = Bytes::from(vec![byte; SECTOR as usize]);
+    let one = |sector: u64| {
+        let from = at.max(sector * SECTOR);
+        let to = (at + len).min((sector + 1) * SECTOR);
+        let bytes = whole.slice(..(to - from) as usize);
+        (sector, Change { from: (from % SECTOR) as usize, bytes })
+    };
+    sectors(at, len).map(one).collect()
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut words = bytes.chunks_exact(8);
+    let mut hash = bytes.len() as u64;
+    for word in &mut words {
+        let word: [u8; 8] = word.try_into().unwrap_or_default();
+        hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+    }
+    for byte in words.remainder() {
+        hash = scramble(hash ^ u64::from(*byte));
+    }
+    scramble(hash)
+}
