@@ -1,0 +1,384 @@
+//! The broker's configuration: Kafka's own key names, typed, with Kafka's defaults.
+//!
+//! Sources, the later winning: defaults, `--config server.properties`, `--set KEY=VALUE`. A key nobody here reads is
+//! an error with the nearest known name, so that a typing mistake never passes for a setting.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot read the configuration: {cause}", .path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// A key that no setting has.
+    #[error("{source_of}: unknown configuration key `{key}`{}", suggestion(.nearest))]
+    UnknownKey {
+        /// File and line, or `--set`.
+        source_of: String,
+        /// As written.
+        key: String,
+        /// The closest known key, if one is close.
+        nearest: Option<&'static str>,
+    },
+    /// A value the key does not take.
+    #[error("{source_of}: `{key}={value}`: {expected}")]
+    Value {
+        /// File and line, or `--set`.
+        source_of: String,
+        /// The key.
+        key: String,
+        /// As written.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+    /// `--set` without `=`.
+    #[error("--set {0}: write it as KEY=VALUE")]
+    NotAPair(String),
+}
+
+#[allow(clippy::ref_option)] // called by the format macro of the error above
+fn suggestion(nearest: &Option<&'static str>) -> String {
+    nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+}
+
+/// How a value is read from text.
+trait Value: Sized + std::fmt::Display {
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+macro_rules! integer_value {
+    ($($t:ty),*) => {$(
+        impl Value for $t {
+            fn parse(text: &str) -> Result<Self, String> {
+                text.trim().parse().map_err(|_| "write a whole number".to_owned())
+            }
+        }
+    )*};
+}
+
+integer_value!(i32, i64);
+
+impl Value for bool {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("write true or false".to_owned()),
+        }
+    }
+}
+
+impl Value for String {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.trim().to_owned())
+    }
+}
+
+/// What kind of value a key takes, as `DescribeConfigs` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `true` or `false`.
+    Boolean,
+    /// 32 bits.
+    Int,
+    /// 64 bits.
+    Long,
+    /// Text.
+    Text,
+}
+
+macro_rules! kind {
+    (bool) => {
+        Kind::Boolean
+    };
+    (i32) => {
+        Kind::Int
+    };
+    (i64) => {
+        Kind::Long
+    };
+    (String) => {
+        Kind::Text
+    };
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $field:ident: $t:ident = $default:expr, $key:literal, $check:expr;)*) => {
+        /// Everything that can be set. Units are in the names of the keys.
+        #[derive(Debug, Clone)]
+        pub struct Config {
+            $($(#[$doc])* pub $field: $t,)*
+            /// Keys set by file or `--set`, for `DescribeConfigs`.
+            set_by_user: std::collections::BTreeSet<&'static str>,
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($field: $t::from($default),)* set_by_user: std::collections::BTreeSet::new() }
+            }
+        }
+
+        /// Every key there is, as listed here.
+        pub const KEYS: &[&str] = &[$($key),*];
+
+        impl Config {
+            /// Sets one key; the error says what it takes. `Ok(false)` means there is no such key.
+            fn assign(&mut self, key: &str, text: &str) -> Result<bool, String> {
+                match key {
+                    $($key => {
+                        let value = <$t as Value>::parse(text)?;
+                        let check: fn(&$t) -> Result<(), String> = $check;
+                        check(&value)?;
+                        self.$field = value;
+                        self.set_by_user.insert($key);
+                        Ok(true)
+                    })*
+                    _ => Ok(false),
+                }
+            }
+
+            /// Key, value, kind, and whether the user set it.
+            #[must_use]
+            pub fn entries(&self) -> Vec<(&'static str, String, Kind, bool)> {
+                vec![$(($key, self.$field.to_string(), kind!($t), self.set_by_user.contains($key))),*]
+            }
+        }
+    };
+}
+
+fn any<T>(_: &T) -> Result<(), String> {
+    Ok(())
+}
+
+fn at_least<const MIN: i64, T: Copy + Into<i64>>(value: &T) -> Result<(), String> {
+    if (*value).into() >= MIN { Ok(()) } else { Err(format!("it must be at least {MIN}")) }
+}
+
+fn one_of(value: &str, allowed: &[&str]) -> Result<(), String> {
+    if allowed.contains(&value) { Ok(()) } else { Err(format!("it must be one of {}", allowed.join(", "))) }
+}
+
+settings! {
+    /// This broker's id in Metadata.
+    node_id: i32 = 1, "node.id", at_least::<0, i32>;
+    /// Threads that serve connections.
+    network_threads: i32 = 3, "num.network.threads", at_least::<1, i32>;
+    /// Partitions of a topic made without a number.
+    num_partitions: i32 = 1, "num.partitions", at_least::<1, i32>;
+    /// Whether Metadata makes a topic that is asked for.
+    auto_create_topics: bool = true, "auto.create.topics.enable", any;
+    /// Whether `DeleteTopics` may.
+    delete_topics: bool = true, "delete.topic.enable", any;
+    /// The largest record batch.
+    message_max_bytes: i32 = 1_048_588, "message.max.bytes", at_least::<0, i32>;
+    /// The largest request.
+    request_max_bytes: i32 = 104_857_600, "socket.request.max.bytes", at_least::<1024, i32>;
+    /// Bytes of requests that may be in memory at once, over all connections; -1 for a bound of our choice.
+    queued_max_request_bytes: i64 = -1, "queued.max.request.bytes", at_least::<-1, i64>;
+    /// The most a fetch returns, whatever it asks for.
+    fetch_max_bytes: i32 = 57_671_680, "fetch.max.bytes", at_least::<1024, i32>;
+    /// Connections at once.
+    max_connections: i32 = i32::MAX, "max.connections", at_least::<1, i32>;
+    /// After this long without a request, a connection is closed.
+    connections_max_idle_ms: i64 = 600_000, "connections.max.idle.ms", at_least::<-1, i64>;
+    /// How long the first rebalance of an empty group waits for more members.
+    group_initial_rebalance_delay_ms: i32 = 3000, "group.initial.rebalance.delay.ms", at_least::<0, i32>;
+    /// The shortest session a member may ask for.
+    group_min_session_timeout_ms: i32 = 6000, "group.min.session.timeout.ms", at_least::<1, i32>;
+    /// The longest session a member may ask for.
+    group_max_session_timeout_ms: i32 = 1_800_000, "group.max.session.timeout.ms", at_least::<1, i32>;
+    /// Members of a group.
+    group_max_size: i32 = i32::MAX, "group.max.size", at_least::<1, i32>;
+    /// Partitions of `__consumer_offsets`; counts when the topic is made.
+    offsets_topic_partitions: i32 = 50, "offsets.topic.num.partitions", at_least::<1, i32>;
+    /// Segment size of `__consumer_offsets`.
+    offsets_topic_segment_bytes: i32 = 104_857_600, "offsets.topic.segment.bytes", at_least::<1, i32>;
+    /// The longest text a consumer may keep with an offset.
+    offset_metadata_max_bytes: i32 = 4096, "offset.metadata.max.bytes", at_least::<0, i32>;
+    /// Segment size.
+    log_segment_bytes: i32 = 1_073_741_824, "log.segment.bytes", at_least::<14, i32>;
+    /// Roll a segment after this time; -1: `log.roll.hours` counts.
+    log_roll_ms: i64 = -1, "log.roll.ms", at_least::<-1, i64>;
+    /// Roll a segment after this time.
+    log_roll_hours: i32 = 168, "log.roll.hours", at_least::<1, i32>;
+    /// Keep records this long; -1: `log.retention.minutes` or `log.retention.hours` counts.
+    log_retention_ms: i64 = i64::MIN, "log.retention.ms", at_least::<-1, i64>;
+    /// Keep records this long.
+    log_retention_minutes: i64 = i64::MIN, "log.retention.minutes", at_least::<-1, i64>;
+    /// Keep records this long; -1 for ever.
+    log_retention_hours: i32 = 168, "log.retention.hours", at_least::<-1, i32>;
+    /// Keep this many bytes a partition; -1 for all.
+    log_retention_bytes: i64 = -1, "log.retention.bytes", at_least::<-1, i64>;
+    /// How often retention looks.
+    log_retention_check_interval_ms: i64 = 300_000, "log.retention.check.interval.ms", at_least::<1, i64>;
+    /// `delete`, `compact` or both.
+    log_cleanup_policy: String = "delete", "log.cleanup.policy",
+        |v| v.split(',').try_for_each(|p| one_of(p.trim(), &["delete", "compact"]));
+    /// Whose clock stamps records.
+    log_message_timestamp_type: String = "CreateTime", "log.message.timestamp.type",
+        |v| one_of(v, &["CreateTime", "LogAppendTime"]);
+}
+
+impl Config {
+    /// Reads a properties file and then the `KEY=VALUE` pairs.
+    pub fn load(file: Option<&Path>, pairs: &[String]) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        if let Some(path) = file {
+            config.read_file(path)?;
+        }
+        for pair in pairs {
+            let (key, value) = pair.split_once('=').ok_or_else(|| ConfigError::NotAPair(pair.clone()))?;
+            config.set("--set", key.trim(), value)?;
+        }
+        Ok(config)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let failed = |cause: String| ConfigError::Unreadable { path: path.to_owned(), cause };
+        let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+        for line in java_properties::PropertiesIter::new(std::io::BufReader::new(file)) {
+            let line = line.map_err(|e| failed(e.to_string()))?;
+            let source = format!("{}:{}", path.display(), line.line_number());
+            if let java_properties::LineContent::KVPair(key, value) = line.consume_content() {
+                self.set(&source, &key, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, source: &str, key: &str, value: &str) -> Result<(), ConfigError> {
+        match self.assign(key, value) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ConfigError::UnknownKey {
+                source_of: source.to_owned(),
+                key: key.to_owned(),
+                nearest: nearest(key, KEYS),
+            }),
+            Err(expected) => Err(ConfigError::Value {
+                source_of: source.to_owned(),
+                key: key.to_owned(),
+                value: value.to_owned(),
+                expected,
+            }),
+        }
+    }
+
+    /// How long records are kept: the finest unit that is set wins, as in Kafka. `None`: for ever.
+    #[must_use]
+    pub fn retention_ms(&self) -> Option<i64> {
+        let (ms, minutes) = (self.log_retention_ms, self.log_retention_minutes);
+        let chosen = if ms != i64::MIN {
+            ms
+        } else if minutes != i64::MIN {
+            if minutes < 0 { -1 } else { minutes.saturating_mul(60_000) }
+        } else if self.log_retention_hours < 0 {
+            -1
+        } else {
+            i64::from(self.log_retention_hours) * 3_600_000
+        };
+        (chosen >= 0).then_some(chosen)
+    }
+
+    /// How long a segment takes records before the next one begins.
+    #[must_use]
+    pub fn roll_ms(&self) -> i64 {
+        if self.log_roll_ms >= 0 { self.log_roll_ms } else { i64::from(self.log_roll_hours) * 3_600_000 }
+    }
+
+    /// Bytes of requests in memory at once; at least one request of the largest size fits.
+    #[must_use]
+    pub fn request_budget(&self) -> usize {
+        const OURS: i64 = 256 * 1024 * 1024;
+        let wanted = if self.queued_max_request_bytes > 0 { self.queued_max_request_bytes } else { OURS };
+        wanted.max(i64::from(self.request_max_bytes)) as usize
+    }
+
+    /// How long a connection may say nothing; `None`: for ever.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        u64::try_from(self.connections_max_idle_ms).ok().map(Duration::from_millis)
+    }
+}
+
+/// The known name closest to `key`, if it is close enough to be meant.
+#[must_use]
+pub fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, name) = known.iter().map(|name| (edit_distance(key, name), *name)).min()?;
+    (distance <= key.len().max(6) / 3).then_some(name)
+}
+
+/// Levenshtein's distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().take(256).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let cost = if from == *to { diagonal } else { diagonal + 1 };
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[&str]) -> Result<Config, ConfigError> {
+        Config::load(None, &pairs.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_misspelt_key_names_the_one_that_was_meant() {
+        let error = with(&["num.partition=3"]).unwrap_err().to_string();
+        assert_eq!(error, "--set: unknown configuration key `num.partition`; did you mean `num.partitions`?");
+        let error = with(&["zookeeper.connect=x"]).unwrap_err().to_string();
+        assert_eq!(error, "--set: unknown configuration key `zookeeper.connect`");
+    }
+
+    #[test]
+    fn values_are_typed_and_bounded() {
+        assert_eq!(with(&["num.partitions=12"]).unwrap().num_partitions, 12);
+        assert_eq!(
+            with(&["num.partitions=0"]).unwrap_err().to_string(),
+            "--set: `num.partitions=0`: it must be at least 1"
+        );
+        assert!(with(&["num.partitions=many"]).unwrap_err().to_string().contains("whole number"));
+        assert!(with(&["auto.create.topics.enable=yes"]).is_err());
+        assert!(with(&["log.cleanup.policy=compact,delete"]).is_ok());
+        assert!(with(&["log.cleanup.policy=shred"]).is_err());
+        assert!(with(&["num.partitions"]).unwrap_err().to_string().contains("KEY=VALUE"));
+    }
+
+    #[test]
+    fn a_file_is_read_and_set_wins_over_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.properties");
+        std::fs::write(&path, "# comment\nnum.partitions = 4\n\nmessage.max.bytes=2000000\n").unwrap();
+        let config = Config::load(Some(&path), &["num.partitions=8".to_owned()]).unwrap();
+        assert_eq!((config.num_partitions, config.message_max_bytes), (8, 2_000_000));
+        std::fs::write(&path, "a=b\n").unwrap();
+        let error = Config::load(Some(&path), &[]).unwrap_err().to_string();
+        assert!(error.contains("server.properties:1: unknown configuration key `a`"), "{error}");
+        assert!(Config::load(Some(&dir.path().join("none")), &[]).is_err());
+    }
+
+    #[test]
+    fn the_finest_retention_that_is_set_wins() {
+        assert_eq!(with(&[]).unwrap().retention_ms(), Some(168 * 3_600_000));
+        assert_eq!(with(&["log.retention.hours=-1"]).unwrap().retention_ms(), None);
+        assert_eq!(with(&["log.retention.minutes=5"]).unwrap().retention_ms(), Some(300_000));
+        assert_eq!(with(&["log.retention.minutes=5", "log.retention.ms=7"]).unwrap().retention_ms(), Some(7));
+    }
+}
