@@ -71,6 +71,35 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// Somebody else listens there.
+    #[error("cannot listen on {address}: it is in use; stop who holds it or choose another address")]
+    AddressInUse {
+        /// As the user wrote it.
+        address: String,
+    },
+    /// A socket could not be set up.
+    #[error("cannot listen on {address}: {errno}")]
+    Listen {
+        /// As the user wrote it.
+        address: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// A host name that means nothing here.
+    #[error("cannot listen on {address}: the host is unknown")]
+    UnknownHost {
+        /// As the user wrote it.
+        address: String,
+    },
+    /// Other machines would reach the data in plain text.
+    #[error(
+        "refusing to listen on {address}: other machines reach it and the connection is not encrypted; \
+         use a loopback address or unix:PATH, or allow it with --allow-plaintext-remote"
+    )]
+    PlaintextRemote {
+        /// As the user wrote it.
+        address: String,
+    },
 }
 
 impl Error {
@@ -81,7 +110,10 @@ impl Error {
             Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. } => Errno::NOSPC,
             Self::OutOfBounds { .. } => Errno::INVAL,
             Self::ReadOnly { .. } => Errno::PERM,
-            Self::Io { errno, .. } => *errno,
+            Self::Io { errno, .. } | Self::Listen { errno, .. } => *errno,
+            Self::AddressInUse { .. } => Errno::ADDRINUSE,
+            Self::UnknownHost { .. } => Errno::ADDRNOTAVAIL,
+            Self::PlaintextRemote { .. } => Errno::ACCESS,
         }
     }
 }

@@ -10,9 +10,12 @@
 //! - [`error`]: what can go wrong, a variant a cause.
 //! - [`runtime`]: time, randomness and spawning, the only way the engine reaches them.
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
+//! - [`nbd`]: any device served to NBD clients.
 
 pub mod device;
 pub mod error;
+pub mod nbd;
 pub mod runtime;
+mod socket;
 
 pub use error::{Error, Result};
