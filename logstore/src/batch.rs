@@ -1,0 +1,292 @@
+//! The header of a record batch (magic 2): a view of bytes, the checks on them, and the stamps a broker sets.
+//!
+//! Pure. Layout, big-endian, from Kafka's `DefaultRecordBatch`:
+//!
+//! ```text
+//!  0 baseOffset i64      8 batchLength i32 (bytes after this field)   12 partitionLeaderEpoch i32   16 magic i8
+//! 17 crc u32 (CRC-32C)  21 attributes i16   23 lastOffsetDelta i32    27 baseTimestamp i64
+//! 35 maxTimestamp i64   43 producerId i64   51 producerEpoch i16      53 baseSequence i32   57 count i32   61 records
+//! ```
+//!
+//! The CRC covers 21..end, so base offset and leader epoch are stamped without touching it; the timestamp of
+//! `LogAppendTime` is not, and costs a second pass. Records themselves are opaque: never decoded.
+//!
+//! Invariant: a [`Header`] was parsed from at least [`HEADER`] bytes, and its `size` is between [`HEADER`] and
+//! [`MAX_BATCH`]; nothing else about it is promised until [`check`] passed.
+
+use bytes::{Buf, BufMut};
+
+/// Bytes of a batch header.
+pub const HEADER: usize = 61;
+/// Bytes before `batchLength` starts to count: a batch is `12 + batchLength` bytes.
+pub const FRAME: usize = 12;
+/// Largest batch that a length field can describe.
+pub const MAX_BATCH: u64 = i32::MAX as u64 + FRAME as u64;
+
+const MAGIC_AT: usize = 16;
+const CRC_AT: usize = 17;
+const CRC_FROM: usize = 21;
+const MAX_TIMESTAMP_AT: usize = 35;
+
+/// Compression codec, low three bits of the attributes.
+const COMPRESSION: i16 = 0x07;
+/// Timestamps are the broker's (`LogAppendTime`).
+const LOG_APPEND_TIME: i16 = 0x08;
+const TRANSACTIONAL: i16 = 0x10;
+const CONTROL: i16 = 0x20;
+
+/// What is wrong with a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BatchFault {
+    /// The bytes end inside a batch. Units: bytes.
+    #[error("it needs {needed} bytes and {available} are there")]
+    Truncated {
+        /// Bytes the batch, or its header, takes.
+        needed: u64,
+        /// Bytes that are there.
+        available: u64,
+    },
+    /// Only zeroes, where a header should be.
+    #[error("there are zeroes where its header should be")]
+    Zeroes,
+    /// A length that no batch has.
+    #[error("its length field says {length}")]
+    Length {
+        /// `batchLength` as found.
+        length: i32,
+    },
+    /// A format other than 2.
+    #[error("its format (magic) is {magic}, only 2 is supported")]
+    Magic {
+        /// The byte found.
+        magic: i8,
+    },
+    /// The checksum does not match.
+    #[error("its checksum is {computed:#010x}, its header says {stored:#010x}")]
+    Checksum {
+        /// From the header.
+        stored: u32,
+        /// Over the bytes.
+        computed: u32,
+    },
+    /// Record count and last offset delta that contradict each other.
+    #[error("it claims {count} records with a last offset delta of {last_offset_delta}")]
+    Count {
+        /// Number of records claimed.
+        count: i32,
+        /// Last offset delta claimed.
+        last_offset_delta: i32,
+    },
+    /// An attribute combination that does not exist.
+    #[error("its attributes {attributes:#06x} are not valid")]
+    Attributes {
+        /// As found.
+        attributes: i16,
+    },
+    /// A producer id without epoch or sequence, or the reverse.
+    #[error("its producer id, epoch and sequence ({producer_id}, {epoch}, {sequence}) do not go together")]
+    Producer {
+        /// Producer id.
+        producer_id: i64,
+        /// Producer epoch.
+        epoch: i16,
+        /// Base sequence.
+        sequence: i32,
+    },
+    /// On disk: a base offset other than the one that should follow.
+    #[error("its base offset is {found}, {expected} should follow")]
+    BaseOffset {
+        /// As found.
+        found: i64,
+        /// As expected.
+        expected: i64,
+    },
+    /// On disk: a leader epoch lower than that of the batch before it.
+    #[error("its leader epoch {found} is older than {previous} of the batch before it")]
+    LeaderEpoch {
+        /// As found.
+        found: i32,
+        /// Of the batch before.
+        previous: i32,
+    },
+    /// A produce request with no batch in it.
+    #[error("it is empty")]
+    Empty,
+}
+
+/// A parsed batch header. Field names are Kafka's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Offset of the first record.
+    pub base_offset: i64,
+    /// Bytes of the whole batch, header included.
+    pub size: u32,
+    /// Epoch of the leader that appended it.
+    pub leader_epoch: i32,
+    /// CRC-32C over byte 21 to the end.
+    pub crc: u32,
+    /// Bit set, see the accessors.
+    pub attributes: i16,
+    /// Offset of the last record less the base offset.
+    pub last_offset_delta: i32,
+    /// Milliseconds; the first record's.
+    pub base_timestamp: i64,
+    /// Milliseconds; the largest of the records'.
+    pub max_timestamp: i64,
+    /// −1 without idempotence.
+    pub producer_id: i64,
+    /// −1 without idempotence.
+    pub producer_epoch: i16,
+    /// −1 without idempotence.
+    pub base_sequence: i32,
+    /// Records in the batch.
+    pub count: i32,
+}
+
+impl Header {
+    /// Parses the header that `bytes` start with. Checks only what is needed to find the batch's end.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BatchFault> {
+        if bytes.len() < HEADER {
+            return Err(BatchFault::Truncated { needed: HEADER as u64, available: bytes.len() as u64 });
+        }
+        let mut at = &bytes[..HEADER];
+        let base_offset = at.get_i64();
+        let length = at.get_i32();
+        let leader_epoch = at.get_i32();
+        let magic = at.get_i8();
+        if length == 0 && magic == 0 && bytes[..HEADER].iter().all(|&byte| byte == 0) {
+            return Err(BatchFault::Zeroes);
+        }
+        // Magic first: messages of formats 0 and 1 are shorter than a header, and deserve the right answer.
+        if magic != 2 {
+            return Err(BatchFault::Magic { magic });
+        }
+        if length < (HEADER - FRAME) as i32 {
+            return Err(BatchFault::Length { length });
+        }
+        Ok(Self {
+            base_offset,
+            size: length as u32 + FRAME as u32,
+            leader_epoch,
+            crc: at.get_u32(),
+            attributes: at.get_i16(),
+            last_offset_delta: at.get_i32(),
+            base_timestamp: at.get_i64(),
+            max_timestamp: at.get_i64(),
+            producer_id: at.get_i64(),
+            producer_epoch: at.get_i16(),
+            base_sequence: at.get_i32(),
+            count: at.get_i32(),
+        })
+    }
+
+    /// Offset of the last record. Saturates, so that a hostile header cannot overflow.
+    #[must_use]
+    pub fn last_offset(&self) -> i64 {
+        self.base_offset.saturating_add(i64::from(self.last_offset_delta))
+    }
+
+    /// Offset after the last record.
+    #[must_use]
+    pub fn next_offset(&self) -> i64 {
+        self.last_offset().saturating_add(1)
+    }
+
+    /// Whether the timestamps are the broker's.
+    #[must_use]
+    pub fn is_log_append_time(&self) -> bool {
+        self.attributes & LOG_APPEND_TIME != 0
+    }
+
+    /// Whether the records belong to a transaction.
+    #[must_use]
+    pub fn is_transactional(&self) -> bool {
+        self.attributes & TRANSACTIONAL != 0
+    }
+
+    /// Whether it carries a transaction marker rather than records.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        self.attributes & CONTROL != 0
+    }
+
+    /// Whether the producer asked for idempotence.
+    #[must_use]
+    pub fn is_idempotent(&self) -> bool {
+        self.producer_id >= 0
+    }
+
+    /// Sequence number of the last record; sequence numbers wrap from `i32::MAX` to 0.
+    #[must_use]
+    pub fn last_sequence(&self) -> i32 {
+        add_sequence(self.base_sequence, self.last_offset_delta)
+    }
+}
+
+/// Sequence number `by` steps after `sequence`, with Kafka's wrap from `i32::MAX` to 0.
+#[must_use]
+pub fn add_sequence(sequence: i32, by: i32) -> i32 {
+    let sum = i64::from(sequence) + i64::from(by);
+    (sum.rem_euclid(i64::from(i32::MAX) + 1)) as i32
+}
+
+/// Checks a whole batch, `bytes` from its first to its last byte, against its parsed header.
+pub fn check(header: &Header, bytes: &[u8]) -> Result<(), BatchFault> {
+    if bytes.len() as u64 != u64::from(header.size) {
+        return Err(BatchFault::Truncated { needed: u64::from(header.size), available: bytes.len() as u64 });
+    }
+    let computed = crc32c::crc32c(&bytes[CRC_FROM..]);
+    if computed != header.crc {
+        return Err(BatchFault::Checksum { stored: header.crc, computed });
+    }
+    // A compacted batch may hold fewer records than its delta says, or none; never more.
+    let (count, last_offset_delta) = (header.count, header.last_offset_delta);
+    if count < 0 || last_offset_delta < 0 || i64::from(count) > i64::from(last_offset_delta) + 1 {
+        return Err(BatchFault::Count { count, last_offset_delta });
+    }
+    Ok(())
+}
+
+/// The further checks on a batch that comes from a producer, on top of [`check`].
+pub fn check_produced(header: &Header) -> Result<(), BatchFault> {
+    let Header { count, last_offset_delta, attributes, .. } = *header;
+    if count < 1 || i64::from(count) != i64::from(last_offset_delta) + 1 {
+        return Err(BatchFault::Count { count, last_offset_delta });
+    }
+    // Codecs 5..7 do not exist; only the broker says LogAppendTime or writes markers.
+    if attributes & COMPRESSION > 4 || attributes & CONTROL != 0 {
+        return Err(BatchFault::Attributes { attributes });
+    }
+    let (producer_id, epoch, sequence) = (header.producer_id, header.producer_epoch, header.base_sequence);
+    let together = if producer_id >= 0 { epoch >= 0 && sequence >= 0 } else { true };
+    if !together || (producer_id < 0 && header.is_transactional()) {
+        return Err(BatchFault::Producer { producer_id, epoch, sequence });
+    }
+    Ok(())
+}
+
+/// Stamps what the CRC does not cover: base offset and leader epoch. `batch` starts at a batch's first byte.
+pub fn stamp(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
+    (&mut batch[..8]).put_i64(base_offset);
+    (&mut batch[FRAME..MAGIC_AT]).put_i32(leader_epoch);
+}
+
+/// Gives a whole batch the broker's timestamp, as `LogAppendTime` asks, and its new CRC.
+pub fn stamp_append_time(batch: &mut [u8], now: i64) {
+    let attributes = i16::from_be_bytes([batch[CRC_FROM], batch[CRC_FROM + 1]]) | LOG_APPEND_TIME;
+    (&mut batch[CRC_FROM..]).put_i16(attributes);
+    (&mut batch[MAX_TIMESTAMP_AT..]).put_i64(now);
+    restamp_crc(batch);
+}
+
+/// Clears a producer's claim that its timestamps are the broker's, with the new CRC.
+pub fn stamp_create_time(batch: &mut [u8]) {
+    let attributes = i16::from_be_bytes([batch[CRC_FROM], batch[CRC_FROM + 1]]) & !LOG_APPEND_TIME;
+    (&mut batch[CRC_FROM..]).put_i16(attributes);
+    restamp_crc(batch);
+}
+
+fn restamp_crc(batch: &mut [u8]) {
+    let crc = crc32c::crc32c(&batch[CRC_FROM..]);
+    (&mut batch[CRC_AT..]).put_u32(crc);
+}
