@@ -309,9 +309,21 @@ impl SimDisk {
     /// What is submitted and not completed, for messages.
     #[must_use]
     pub fn in_flight(&self) -> Vec<String> {
+        self.state.lock().in_flight.values().map(|operation| self.show(operation)).collect()
+    }
+
+    /// One of those, for the running account.
+    pub(super) fn describe(&self, number: u64) -> String {
         let state = self.state.lock();
-        let show = |o: &InFlight| format!("{}: {} of {} bytes at {}", self.name, o.operation, o.len, o.at);
-        state.in_flight.values().map(show).collect()
+        state.in_flight.get(&number).map_or_else(String::new, |o| format!("#{number} {}", self.show(o)))
+    }
+
+    fn show(&self, asked: &InFlight) -> String {
+        let stable = match &asked.work {
+            Work::Change { durability: Durability::Stable, .. } => "stable ",
+            _ => "",
+        };
+        format!("{}: {stable}{} of {} bytes at {}", self.name, asked.operation, asked.len, asked.at)
     }
 
     /// Takes an operation in: its number, its latency (`None`: never completes), and what to note of it.
@@ -346,7 +358,8 @@ impl SimDisk {
             }
             Request::Discard { at, len } => {
                 let changes = match state.rng.below(3) {
-                    0 => Vec::new(),
+                    // Kept, and written again as it were: a flush covers what a discard left, too.
+                    0 => slice(at, &state.surface.peek(at, len).into()),
                     1 => fill(at, len, 0),
                     _ => fill(at, len, state.rng.draw() as u8),
                 };

@@ -12,6 +12,7 @@
 
 use super::disk::{SimDisk, SimDiskOptions};
 use super::rng::{Rng, scramble};
+use super::seeds::tracing;
 use parking_lot::Mutex;
 use raid::runtime::{BoxFuture, Runtime};
 use std::collections::BTreeMap;
@@ -323,8 +324,13 @@ impl Sim {
             Some((now, _)) if now > deadline => self.give_up("hung: out of patience"),
             Some((_, Due::Wake(waker))) => waker.wake(),
             Some((_, Due::Complete { disk, operation })) => {
+                let what = if tracing() { disk.describe(operation) } else { String::new() };
                 if let Some(result) = disk.complete(operation) {
                     let mut core = self.shared.core.lock();
+                    if tracing() {
+                        let end = if result == u64::MAX { "fail" } else { "complete" };
+                        eprintln!("{:?} boundary {}: {end} {what}", core.now, core.boundaries + 1);
+                    }
                     core.note(&[3, operation, result]);
                     core.boundary();
                 }
@@ -354,6 +360,9 @@ impl Sim {
         }
         // Outside the lock: what these own may wake, spawn or submit as it is dropped (and finds its boot dead).
         drop((tasks, spawned, calendar));
+        if tracing() {
+            eprintln!("power cut ({style:?})");
+        }
         self.shared.ready.lock().clear();
         let clean = rng.one_in(1, 10);
         let mut position = 0;
@@ -433,6 +442,9 @@ impl Link {
     ) {
         let mut core = self.shared.core.lock();
         core.note(what);
+        if tracing() {
+            eprintln!("{:?} boundary {}: submit {}", core.now, core.boundaries + 1, disk.describe(operation));
+        }
         if let Some(latency) = latency {
             let at = core.now + latency;
             core.enter(at, Due::Complete { disk: Arc::clone(disk), operation });

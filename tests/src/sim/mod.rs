@@ -6,14 +6,22 @@
 //! - [`rng`]: the one source of chance.
 //! - `surface`, `disk`, `port`: what a disk holds, how it fails, how code reaches it.
 //! - `executor`: tasks, clock, power.
+//! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
+//! - [`bugs`]: planted ones, which the model must catch.
+//! - `seeds`: running many, replaying one.
 
+pub mod bugs;
+pub mod clients;
 mod disk;
 mod executor;
 mod port;
+pub mod registers;
 pub mod rng;
+mod seeds;
 mod surface;
 
 pub use disk::{Counts, Fault, SilentFault, SimDisk, SimDiskOptions};
 pub use executor::{CutStyle, PowerCut, Sim};
 pub use rng::Rng;
+pub use seeds::for_seeds;
 pub use surface::SECTOR;
