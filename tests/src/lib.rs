@@ -3,5 +3,6 @@
 // A harness's panics are how a test fails; every function here may.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod nbd;
 pub mod process;
 pub mod sim;

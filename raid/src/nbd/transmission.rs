@@ -410,7 +410,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             return false;
         }
         let Some((header, _)) = self.input.split_first_chunk::<REQUEST_LEN>() else {
-            return self.end_of_input(self.input.is_empty());
+            return self.part_of_request();
         };
         let request = match Request::decode(header) {
             Ok(request) => request,
@@ -444,6 +444,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             self.start(cx, admitted, Bytes::new(), request.cookie, lease);
         }
         true
+    }
+
+    /// Less than a header is there. What cannot become one (an option after `GO`, say) is not waited for.
+    fn part_of_request(&mut self) -> bool {
+        if let Some((found, _)) = self.input.split_first_chunk() {
+            let (found, expected) = (u32::from_be_bytes(*found), wire::REQUEST_MAGIC);
+            if found != expected {
+                let malformed = Malformed::Magic { found: found.into(), expected: expected.into() };
+                self.receiving = Receiving::Closed(malformed.into());
+                return true;
+            }
+        }
+        self.end_of_input(self.input.is_empty())
     }
 
     fn refuse(&mut self, request: &Request, error: ErrorCode) {

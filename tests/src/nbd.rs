@@ -1,0 +1,323 @@
+//! The NBD server over a device of the test's choice, within the test's process, and a client that says exactly the
+//! bytes it is told to, wrong ones too.
+
+use crate::process::Sandbox;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use raid::device::{Device, Durability, FileDevice, Io, OpenMode, Piece, ZeroMode};
+use raid::nbd::wire::{
+    self, ClientOption, Command, ExportQuery, OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_LEN, SimpleReply,
+};
+use raid::nbd::{Address, Export, Exports, Limits, Listeners, Server};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Size of the device under test: not a power of two, not a multiple of anything large.
+pub const SIZE: u64 = (64 << 20) + 512;
+/// How long a client waits for an answer before the test calls the server hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server at work on a Unix socket in a sandbox.
+pub struct Serving {
+    /// Where socket and image are.
+    pub sandbox: Sandbox,
+    /// Holds back what the device does, where a test wants that.
+    pub gate: Arc<Gate>,
+    runtime: tokio::runtime::Runtime,
+    server: Option<Server>,
+}
+
+impl Serving {
+    /// Serves an empty image of [`SIZE`] as `vol`, with the limits of production.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(Limits::standard(), false)
+    }
+
+    /// The same with other limits, or read-only.
+    #[must_use]
+    pub fn start_with(limits: Limits, read_only: bool) -> Self {
+        let sandbox = Sandbox::new();
+        let image = sandbox.join("image");
+        File::create_new(&image).and_then(|file| file.set_len(SIZE)).expect("the sandbox is writable");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let file = FileDevice::open(&image, OpenMode::ReadWrite).expect("the image was just made");
+        let gate = Arc::new(Gate::around(file));
+        let (description, device) = ("under test".to_owned(), Arc::clone(&gate) as Arc<dyn Device>);
+        let exports = Exports::single(Export { name: "vol".to_owned(), description, device, read_only });
+        let address = Address::Unix(sandbox.join("nbd"));
+        let server = runtime.block_on(async {
+            let listeners = Listeners::bind(&[address], false).await.expect("the address is free");
+            Server::start(listeners, exports, limits)
+        });
+        Self { sandbox, gate, runtime, server: Some(server) }
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.sandbox.join("nbd")
+    }
+
+    /// The image that backs the device.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.sandbox.join("image")
+    }
+
+    /// What NBD tools call it.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///vol?socket={}", self.socket().display())
+    }
+
+    /// A connection on which nothing has been said.
+    #[must_use]
+    pub fn connect(&self) -> Client {
+        let stream = UnixStream::connect(self.socket()).expect("the server listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
+        Client { stream }
+    }
+
+    /// A connection in the transmission phase.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let mut client = self.connect();
+        client.greet(3);
+        client.go("vol");
+        client
+    }
+
+    /// Announces the stop on a thread of its own and gives what waits for it.
+    pub fn begin_stop(&mut self) -> std::sync::mpsc::Receiver<()> {
+        let (done, wait) = std::sync::mpsc::channel();
+        let server = self.server.take().expect("stopped once");
+        self.runtime.spawn(async move {
+            server.stop().await;
+            if done.send(()).is_err() {
+                eprintln!("the server stopped when the test no longer waited");
+            }
+        });
+        wait
+    }
+
+    /// Panics unless a fresh client can write, read back and leave.
+    pub fn assert_alive(&self) {
+        let mut client = self.client();
+        client.write(4096, b"still here");
+        assert_eq!(client.read(4096, 10), b"still here");
+        client.send(&Request { flags: 0, command: Command::Disconnect, cookie: 0, offset: 0, length: 0 });
+        client.assert_closed();
+    }
+}
+
+/// A client of raw bytes.
+pub struct Client {
+    /// The socket.
+    pub stream: UnixStream,
+}
+
+impl Client {
+    /// Takes the greeting and answers with `flags`.
+    pub fn greet(&mut self, flags: u32) {
+        let greeting: [u8; 18] = self.take();
+        assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\0\x03");
+        self.put(&flags.to_be_bytes());
+    }
+
+    /// Sends bytes.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server takes what it is sent");
+    }
+
+    /// Receives exactly `N` bytes.
+    pub fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.stream.read_exact(&mut bytes).expect("the server answers");
+        bytes
+    }
+
+    /// Sends an option.
+    pub fn option(&mut self, option: &ClientOption) {
+        let mut bytes = Vec::new();
+        option.encode(&mut bytes);
+        self.put(&bytes);
+    }
+
+    /// Receives an option reply: its type and payload.
+    pub fn option_reply(&mut self) -> (u32, Vec<u8>) {
+        let header: [u8; 20] = self.take();
+        assert_eq!(header[..8], OPTION_REPLY_MAGIC.to_be_bytes());
+        let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let mut payload = vec![0; number(16) as usize];
+        self.stream.read_exact(&mut payload).expect("the server answers");
+        (number(12), payload)
+    }
+
+    /// Enters the transmission phase; gives size and transmission flags.
+    pub fn go(&mut self, name: &str) -> (u64, u16) {
+        self.option(&ClientOption::Go(ExportQuery { name: name.to_owned(), information: Vec::new() }));
+        let mut export = None;
+        loop {
+            match self.option_reply() {
+                (1, _) => return export.expect("the export is told before the acknowledgement"),
+                (3, payload) if payload[..2] == [0, 0] => {
+                    let size = u64::from_be_bytes(payload[2..10].try_into().expect("eight bytes"));
+                    export = Some((size, u16::from_be_bytes([payload[10], payload[11]])));
+                }
+                (3, _) => {}
+                (kind, text) => panic!("GO refused: {kind:#x} {}", String::from_utf8_lossy(&text)),
+            }
+        }
+    }
+
+    /// Sends a request's header.
+    pub fn send(&mut self, request: &Request) {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes);
+        self.put(&bytes);
+    }
+
+    /// Sends a request's header with everything chosen.
+    pub fn ask(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
+        self.send(&Request { flags, command: command.into(), cookie, offset, length });
+    }
+
+    /// Receives a simple reply's header.
+    pub fn reply(&mut self) -> SimpleReply {
+        let header: [u8; SIMPLE_REPLY_LEN] = self.take();
+        SimpleReply::decode(&header).expect("a simple reply")
+    }
+
+    /// Receives a reply and panics unless it is for `cookie` with `error`.
+    pub fn expect(&mut self, cookie: u64, error: u32) {
+        assert_eq!(self.reply(), SimpleReply { error, cookie });
+    }
+
+    /// Writes and waits for success.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        self.ask(1, 0, 1, offset, data.len() as u32);
+        self.put(data);
+        self.expect(1, 0);
+    }
+
+    /// Reads.
+    pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        self.ask(0, 0, 2, offset, length);
+        self.expect(2, 0);
+        let mut data = vec![0; length as usize];
+        self.stream.read_exact(&mut data).expect("a read's payload follows its header");
+        data
+    }
+
+    /// Panics unless the server has closed the connection, with nothing more said.
+    pub fn assert_closed(&mut self) {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => assert!(rest.is_empty(), "{} more bytes before the end", rest.len()),
+            // It closed with bytes of ours unread.
+            Err(error) => assert!(
+                matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+                "not closed: {error}"
+            ),
+        }
+    }
+}
+
+/// The most bytes one request may carry.
+pub const MAX: u32 = wire::MAX_PAYLOAD;
+
+/// A device that can hold back its operations, and remembers what it was asked.
+pub struct Gate {
+    inner: FileDevice,
+    open: Semaphore,
+    asked: Mutex<Vec<&'static str>>,
+}
+
+impl Gate {
+    fn around(inner: FileDevice) -> Self {
+        Self { inner, open: Semaphore::new(Semaphore::MAX_PERMITS), asked: Mutex::default() }
+    }
+
+    /// From now on operations wait.
+    pub fn close(&self) {
+        self.open.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    /// Lets `n` waiting operations go.
+    pub fn let_through(&self, n: usize) {
+        self.open.add_permits(n);
+    }
+
+    /// Names of the operations asked for so far, in order.
+    #[must_use]
+    pub fn asked(&self) -> Vec<&'static str> {
+        self.asked.lock().clone()
+    }
+
+    async fn pass(&self) {
+        // Each operation uses up its permit, so that `let_through` counts.
+        self.open.acquire().await.expect("never closed for good").forget();
+    }
+}
+
+impl Device for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
+        // Reads pass: they show that a connection goes on while its writes wait.
+        self.asked.lock().push("read");
+        self.inner.read(at, buf)
+    }
+
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
+        self.asked.lock().push(if durability == Durability::Stable { "write stable" } else { "write" });
+        Box::pin(async move {
+            self.pass().await;
+            self.inner.write(at, data, durability).await
+        })
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.asked.lock().push("flush");
+        Box::pin(async move {
+            self.pass().await;
+            self.inner.flush().await
+        })
+    }
+
+    fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.asked.lock().push("discard");
+        self.inner.discard(at, len)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()> {
+        self.asked.lock().push(match (mode, durability) {
+            (ZeroMode::MayPunch, Durability::Cached) => "zero",
+            (ZeroMode::MayPunch, Durability::Stable) => "zero stable",
+            (ZeroMode::Allocate, Durability::Cached) => "zero no hole",
+            (ZeroMode::Allocate, Durability::Stable) => "zero no hole stable",
+        });
+        self.inner.write_zeroes(at, len, mode, durability)
+    }
+
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        self.inner.locate(at, len)
+    }
+}
