@@ -527,6 +527,11 @@ mod tests {
         ]
     }
 
+    /// Fixed headers fail by their magic number only.
+    fn decoded_or_not_ours<T>(outcome: &Result<T, Malformed>) -> bool {
+        matches!(outcome, Ok(_) | Err(Malformed::Magic { .. }))
+    }
+
     proptest! {
         #[test]
         fn options_survive_the_round_trip(wanted in an_option()) {
@@ -562,12 +567,12 @@ mod tests {
         ) {
             // Whether they decode does not matter here, that they return does.
             drop(ClientOption::decode(number, &payload));
-            prop_assert!(matches!(OptionHeader::decode(&header), Ok(_) | Err(Malformed::Magic { .. })));
-            prop_assert!(matches!(SimpleReply::decode(&header), Ok(_) | Err(Malformed::Magic { .. })));
+            prop_assert!(decoded_or_not_ours(&OptionHeader::decode(&header)));
+            prop_assert!(decoded_or_not_ours(&SimpleReply::decode(&header)));
             let mut request = [0; REQUEST_LEN];
             request[..16].copy_from_slice(&header);
             request[16..].copy_from_slice(&tail);
-            prop_assert!(matches!(Request::decode(&request), Ok(_) | Err(Malformed::Magic { .. })));
+            prop_assert!(decoded_or_not_ours(&Request::decode(&request)));
             request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
             prop_assert!(Request::decode(&request).is_ok());
         }
