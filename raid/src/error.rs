@@ -1,7 +1,11 @@
 //! What can go wrong in this crate: one enum, a variant a cause, each carrying what the reader needs to act.
 //! [`Error::errno`] is the one place where a cause becomes an errno (and from there an NBD error).
 
+use crate::bitmap::BitmapError;
+use crate::geometry::GeometryError;
+use crate::superblock::SuperblockError;
 use rustix::io::Errno;
+use uuid::Uuid;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -100,6 +104,143 @@ pub enum Error {
         /// As the user wrote it.
         address: String,
     },
+    /// Somebody else holds the device open for writing.
+    #[error("{device} is in use by another process, or was named twice; stop whoever serves it first")]
+    InUse {
+        /// Path or name of the device.
+        device: String,
+    },
+    /// A device has no usable superblock.
+    #[error("{device}: {cause}")]
+    Superblock {
+        /// Path or name of the device.
+        device: String,
+        /// What is wrong with it.
+        cause: SuperblockError,
+    },
+    /// A member has no usable bitmap.
+    #[error("{device}: {cause}")]
+    Bitmap {
+        /// Path or name of the device.
+        device: String,
+        /// What is wrong with it.
+        cause: BitmapError,
+    },
+    /// An array was to be started or made from nothing.
+    #[error("no members were named; name the files or block devices of one array")]
+    NoMembers,
+    /// The members named belong to different arrays.
+    #[error(
+        "{device} belongs to array {array} and {other} to array {other_array}; name the members of one array only"
+    )]
+    MixedArrays {
+        /// A member.
+        device: String,
+        /// Its array.
+        array: Uuid,
+        /// A member of another array.
+        other: String,
+        /// That other array.
+        other_array: Uuid,
+    },
+    /// The same member came twice, perhaps as a copy.
+    #[error(
+        "{device} and {other} are the same member of the array (one is a copy, or was named twice); leave one out"
+    )]
+    MemberTwice {
+        /// A member.
+        device: String,
+        /// The same again.
+        other: String,
+    },
+    /// A member describes the array otherwise than the member with the most events.
+    #[error(
+        "{device} describes the array otherwise than {other} (layout, chunk or size); leave {device} out"
+    )]
+    Disagreement {
+        /// A member.
+        device: String,
+        /// The freshest member.
+        other: String,
+    },
+    /// Two members ran apart: each has recorded the other as failed.
+    #[error(
+        "{device} and {other} went on apart, each without the other, and hold different data; \
+             choose one and leave the other out"
+    )]
+    Diverged {
+        /// A member.
+        device: String,
+        /// The freshest member.
+        other: String,
+    },
+    /// A chunk would have no copy.
+    #[error("array {name}: slots {missing:?} have no current member, and some data lies only there; \
+             name more of its members{}", stale_hint(.stale))]
+    NotEnoughMembers {
+        /// The array's name, or its UUID where it has none.
+        name: String,
+        /// Slots without a current member.
+        missing: Vec<usize>,
+        /// Members that were named but are stale.
+        stale: Vec<String>,
+    },
+    /// A layout or geometry is impossible.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// A layout that cannot be created yet.
+    #[error("layout {0} can be opened but not created yet; use near copies, such as n2")]
+    LayoutNotCreated(String),
+    /// A name that does not fit in a superblock.
+    #[error("the array name `{0}` must have 1 to 32 bytes, none of them a control character or slash")]
+    Name(String),
+    /// A device is too small to be a member.
+    #[error("{device} has {size} bytes and needs at least {needed} to be a member")]
+    TooSmall {
+        /// Path or name of the device.
+        device: String,
+        /// Its bytes.
+        size: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// A device holds something that creation would destroy.
+    #[error("{device} already holds {what}; creating an array destroys it: use --force if that is meant")]
+    HoldsData {
+        /// Path or name of the device.
+        device: String,
+        /// What was found on it.
+        what: String,
+    },
+    /// The volume is being stopped.
+    #[error("volume {name} is stopped")]
+    Stopped {
+        /// The volume's name.
+        name: String,
+    },
+    /// The last copy failed to become durable: data that was acknowledged may be lost.
+    #[error(
+        "volume {name} failed: its last copy of some data could not be made durable; it is read-only until it is \
+             started again"
+    )]
+    Failed {
+        /// The volume's name.
+        name: String,
+    },
+    /// No copy of a range could be read.
+    #[error("volume {name}: no readable copy of {len} bytes at {at}")]
+    NoCopy {
+        /// The volume's name.
+        name: String,
+        /// First byte.
+        at: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+fn stale_hint(stale: &[String]) -> String {
+    if stale.is_empty() { String::new() } else { format!(" ({} is out of date)", stale.join(", ")) }
 }
 
 impl Error {
@@ -108,12 +249,48 @@ impl Error {
     pub fn errno(&self) -> Errno {
         match self {
             Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. } => Errno::NOSPC,
-            Self::OutOfBounds { .. } => Errno::INVAL,
             Self::ReadOnly { .. } => Errno::PERM,
             Self::Io { errno, .. } | Self::Listen { errno, .. } => *errno,
             Self::AddressInUse { .. } => Errno::ADDRINUSE,
             Self::UnknownHost { .. } => Errno::ADDRNOTAVAIL,
             Self::PlaintextRemote { .. } => Errno::ACCESS,
+            Self::InUse { .. } => Errno::BUSY,
+            Self::Stopped { .. } => Errno::SHUTDOWN,
+            Self::OutOfBounds { .. }
+            | Self::NoMembers
+            | Self::MixedArrays { .. }
+            | Self::MemberTwice { .. }
+            | Self::Disagreement { .. }
+            | Self::Geometry(_)
+            | Self::LayoutNotCreated(_)
+            | Self::Name(_)
+            | Self::TooSmall { .. }
+            | Self::HoldsData { .. } => Errno::INVAL,
+            Self::Superblock { .. }
+            | Self::Bitmap { .. }
+            | Self::Diverged { .. }
+            | Self::NotEnoughMembers { .. }
+            | Self::Failed { .. }
+            | Self::NoCopy { .. } => Errno::IO,
+        }
+    }
+
+    /// Whether the cause lies in the request or in the space left, not in the device: such an error says nothing
+    /// against a member, and must not evict it. A failed flush always speaks against it, whatever its errno: what
+    /// was in the cache is lost.
+    #[must_use]
+    pub fn spares_device(&self) -> bool {
+        match self {
+            Self::OutOfBounds { .. } | Self::ReadOnly { .. } | Self::Stopped { .. } => true,
+            Self::Io { operation: Operation::Flush, .. } => false,
+            Self::Io { errno, .. } => {
+                const CLIENTS: [Errno; 5] =
+                    [Errno::NOSPC, Errno::DQUOT, Errno::INVAL, Errno::FBIG, Errno::OPNOTSUPP];
+                // The process ends, or has no memory: the device has not been asked.
+                const OURS: [Errno; 4] = [Errno::SHUTDOWN, Errno::CANCELED, Errno::NOMEM, Errno::INTR];
+                CLIENTS.contains(errno) || OURS.contains(errno)
+            }
+            _ => false,
         }
     }
 }

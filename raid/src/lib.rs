@@ -10,12 +10,36 @@
 //! - [`error`]: what can go wrong, a variant a cause.
 //! - [`runtime`]: time, randomness and spawning, the only way the engine reaches them.
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
+//! - [`geometry`]: where a byte of the array lies on its members; pure.
+//! - [`superblock`], [`bitmap`]: Linux md's metadata, bytes ↔ values; pure.
+//! - [`member`]: a device, its role and its state.
+//! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
+//! - `sync`: making copies equal after an unclean stop.
+//! - [`status`]: what a volume says about itself.
+//! - [`create`], [`examine`]: making arrays, and looking at members offline.
 //! - [`nbd`]: any device served to NBD clients.
 
-pub mod device;
 pub mod error;
-pub mod nbd;
 pub mod runtime;
+
+pub mod device;
+
+pub mod geometry;
+
+pub mod bitmap;
+pub mod superblock;
+
+pub mod member;
+
+pub mod status;
+pub mod volume;
+
+mod sync;
+
+pub mod create;
+pub mod examine;
+
+pub mod nbd;
 mod socket;
 
 pub use error::{Error, Result};

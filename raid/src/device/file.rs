@@ -44,7 +44,11 @@ impl FileDevice {
             .open(path)
             .map_err(|e| failed(errno_of(&e)))?;
         if mode == OpenMode::ReadWrite {
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(failed)?;
+            let locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+            locked.map_err(|errno| match errno {
+                Errno::WOULDBLOCK => Error::InUse { device: name.clone() },
+                other => failed(other),
+            })?;
         }
         let stat = rustix::fs::fstat(&file).map_err(failed)?;
         let size = match FileType::from_raw_mode(stat.st_mode) {
@@ -168,6 +172,16 @@ impl Device for FileDevice {
             .map(|()| Some(vec![Piece { file: Arc::clone(&self.file), at, len }]));
         Box::pin(async { located })
     }
+}
+
+/// Whether a file consists of one hole: it has never been written to and reads as zeroes. `false` where that cannot be
+/// told, as for block devices.
+#[must_use]
+pub fn is_one_hole(file: &File) -> bool {
+    let is_file = rustix::fs::fstat(file)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+    // Moves the file's own position, which nothing here uses: all reads and writes say where.
+    is_file && rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) == Err(Errno::NXIO)
 }
 
 fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Result<(), Errno> {

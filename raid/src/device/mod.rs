@@ -17,7 +17,7 @@
 
 mod file;
 
-pub use file::{FileDevice, OpenMode};
+pub use file::{FileDevice, OpenMode, is_one_hole};
 
 use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;

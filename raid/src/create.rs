@@ -1,0 +1,236 @@
+//! Making arrays: superblocks, bitmaps and empty bad-block logs on new members, and image files to put them on.
+//!
+//! What a member looks like afterwards (offsets from its start):
+//!
+//! ```text
+//!   4 KiB   superblock
+//!   8 KiB   bitmap, whole pages
+//!   then    bad-block log, 4 KiB, empty
+//!   then    room that md leaves alone: two 4 KiB records of our own, and checksums of 1/1024 of the data area
+//!   data_offset, a multiple of 1 MiB
+//! ```
+//!
+//! The superblock is written last: a power cut before leaves no array, not half of one. On members that are all one
+//! hole, or with `assume_clean`, the copies are equal from the start; otherwise all regions start dirty and the first
+//! one to serve the array makes them equal, as md does.
+
+use crate::bitmap::{BitmapHeader, Intent};
+use crate::device::{Device, Durability, ZeroMode, buffer, is_one_hole};
+use crate::error::{Error, Operation, Result};
+use crate::geometry::{Geometry, Layout};
+use crate::member::read_superblock;
+use crate::runtime::Runtime;
+use crate::superblock::{
+    BadBlockLog, CLEAN, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, initial_roles, timestamp,
+};
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// The data area starts at a multiple of this.
+const ALIGN: u64 = 1 << 20;
+/// The bad-block log's bytes.
+const BAD_BLOCK_LOG: u64 = 4096;
+/// Room for two records of our own.
+const RECORDS: u64 = 8192;
+/// One byte of checksums for so many of data.
+const DATA_PER_CHECKSUM_BYTE: u64 = 1024;
+/// How far into a device, and how far from its end, creation looks for data in the way.
+const LOOK: u64 = 1 << 20;
+const LOOK_END: u64 = 128 << 10;
+
+/// How to make an array.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// Its name, 1 to 32 bytes.
+    pub name: String,
+    /// How copies are laid out.
+    pub layout: Layout,
+    /// Bytes a chunk.
+    pub chunk: u64,
+    /// Whether the members' data areas are known to be equal already.
+    pub assume_clean: bool,
+    /// Whether data and superblocks on the members may be destroyed.
+    pub force: bool,
+}
+
+/// Makes an array of `members`, in slot order, and returns its identity. All is durable when this returns.
+pub async fn create(
+    members: &[Arc<dyn Device>],
+    options: &CreateOptions,
+    runtime: &dyn Runtime,
+) -> Result<Uuid> {
+    let name = &options.name;
+    if name.is_empty() || name.len() > 32 || name.contains(|c: char| c.is_control() || c == '/') {
+        return Err(Error::Name(name.clone()));
+    }
+    if !options.layout.is_near() {
+        return Err(Error::LayoutNotCreated(options.layout.to_string()));
+    }
+    let plan = Plan::new(members, options, random_uuid(runtime), timestamp(runtime.wall_clock()))?;
+    if !options.force {
+        try_join_all(members.iter().map(|member| refuse_data(member.as_ref()))).await?;
+    }
+    let mut holes = true;
+    for member in members {
+        holes &= is_hole(member.as_ref()).await?;
+    }
+    let equal = options.assume_clean || holes;
+    let mut intent = Intent::new(plan.bitmap.clone(), false);
+    if !equal {
+        intent.set_all();
+    }
+    let bitmap = Bytes::from(intent.encode());
+    let write = |slot: usize, member: Arc<dyn Device>| {
+        let (superblock, bitmap) =
+            (plan.superblock(slot, member.size(), random_uuid(runtime), equal), bitmap.clone());
+        async move { write_member(member.as_ref(), &superblock, bitmap, holes).await }
+    };
+    try_join_all(members.iter().enumerate().map(|(slot, member)| write(slot, Arc::clone(member)))).await?;
+    Ok(plan.array)
+}
+
+/// Makes a sparse file of `size` bytes at `path`, where nothing may exist. File and name are durable afterwards.
+pub fn make_image(path: &Path, size: u64) -> Result<()> {
+    let failed = |e: &std::io::Error| Error::Io {
+        device: path.display().to_string(),
+        operation: Operation::Open,
+        at: 0,
+        len: size,
+        errno: rustix::io::Errno::from_io_error(e).unwrap_or(rustix::io::Errno::IO),
+    };
+    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(|e| failed(&e))?;
+    let sized = file.set_len(size).and_then(|()| file.sync_all());
+    if let Err(e) = sized {
+        // What was made here is taken away again; that this may fail too changes nothing for the caller.
+        drop(std::fs::remove_file(path));
+        return Err(failed(&e));
+    }
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| failed(&e))
+}
+
+/// Everything the members have in common.
+struct Plan {
+    array: Uuid,
+    name: String,
+    created: u64,
+    geometry: Geometry,
+    bitmap: BitmapHeader,
+    data_offset: u64,
+}
+
+impl Plan {
+    fn new(members: &[Arc<dyn Device>], options: &CreateOptions, array: Uuid, created: u64) -> Result<Self> {
+        let smallest = members.iter().min_by_key(|member| member.size()).ok_or(Error::NoMembers)?;
+        let size = smallest.size() / SECTOR * SECTOR;
+        // The layout, chunk and member count are refused first, whatever the sizes.
+        Geometry::new(options.layout, members.len(), options.chunk, options.chunk * 64)?;
+        // An upper bound of the array's size gives an upper bound of the bitmap's.
+        let bitmap_room =
+            BitmapHeader::new(array, size.saturating_mul(members.len() as u64), 0).bytes() as u64;
+        let before_checksums = SUPER_OFFSET + SUPER_BYTES as u64 + bitmap_room + BAD_BLOCK_LOG + RECORDS;
+        let data_offset = (before_checksums + size / DATA_PER_CHECKSUM_BYTE).next_multiple_of(ALIGN);
+        let needed = data_offset + options.chunk * options.layout.copies() as u64;
+        let usable = size.checked_sub(data_offset).filter(|_| size >= needed);
+        let usable = usable.ok_or_else(|| Error::TooSmall {
+            device: smallest.name().to_owned(),
+            size: smallest.size(),
+            needed,
+        })?;
+        let geometry = Geometry::new(options.layout, members.len(), options.chunk, usable)?;
+        let bitmap = BitmapHeader::new(array, geometry.size(), 1);
+        Ok(Self { array, name: options.name.clone(), created, geometry, bitmap, data_offset })
+    }
+
+    fn superblock(&self, slot: usize, device_bytes: u64, device: Uuid, equal: bool) -> Superblock {
+        let bitmap_sectors = self.bitmap.bytes() as u64 / SECTOR;
+        Superblock {
+            array: self.array,
+            name: self.name.clone(),
+            created: self.created,
+            layout: self.geometry.layout(),
+            size: self.geometry.used() / SECTOR,
+            chunk: (self.geometry.chunk() / SECTOR) as u32,
+            raid_disks: self.geometry.members() as u32,
+            bitmap_offset: Some(SUPER_SECTORS),
+            data_offset: self.data_offset / SECTOR,
+            data_size: (device_bytes - self.data_offset) / SECTOR,
+            dev_number: slot as u32,
+            corrected: 0,
+            device,
+            devflags: 0,
+            bad_block_log: Some(BadBlockLog {
+                offset: SUPER_SECTORS + bitmap_sectors as i32,
+                sectors: (BAD_BLOCK_LOG / SECTOR) as u16,
+                shift: 0,
+                in_use: false,
+            }),
+            updated: self.created,
+            events: 1,
+            resync_offset: if equal { CLEAN } else { 0 },
+            roles: initial_roles(self.geometry.members()),
+        }
+    }
+}
+
+const SUPER_SECTORS: i32 = (SUPER_BYTES as u64 / SECTOR) as i32;
+
+async fn write_member(
+    member: &dyn Device,
+    superblock: &Superblock,
+    bitmap: Bytes,
+    is_hole: bool,
+) -> Result<()> {
+    if !is_hole {
+        // Whatever else had its marks here (file systems, partition tables, md versions 0.90 and 1.0 at the end)
+        // must not be found any more.
+        let end = member.size() / SECTOR * SECTOR;
+        let tail = end.saturating_sub(LOOK_END).max(superblock.data_start());
+        member.write_zeroes(0, superblock.data_start(), ZeroMode::MayPunch, Durability::Cached).await?;
+        member.write_zeroes(tail, end - tail, ZeroMode::MayPunch, Durability::Cached).await?;
+        member.flush().await?;
+    }
+    let log_at = SUPER_OFFSET + SUPER_BYTES as u64 + bitmap.len() as u64;
+    let empty_log = Bytes::from(vec![0xff; BAD_BLOCK_LOG as usize]);
+    member.write(SUPER_OFFSET + SUPER_BYTES as u64, bitmap, Durability::Cached).await?;
+    member.write(log_at, empty_log, Durability::Cached).await?;
+    member.flush().await?;
+    let bytes = Bytes::copy_from_slice(&superblock.encode());
+    member.write(SUPER_OFFSET, bytes, Durability::Stable).await
+}
+
+/// Refuses a device that holds a superblock, or data where one would look for it.
+async fn refuse_data(member: &dyn Device) -> Result<()> {
+    let holds = |what: String| Err(Error::HoldsData { device: member.name().to_owned(), what });
+    if is_hole(member).await? {
+        return Ok(());
+    }
+    if let Ok(superblock) = read_superblock(member).await {
+        return holds(format!("a member of array `{}` ({})", superblock.name, superblock.array));
+    }
+    let size = member.size();
+    let (head, tail) = (size.min(LOOK), size.saturating_sub(LOOK_END));
+    for (at, len) in [(0, head), (tail, size - tail)] {
+        let found = member.read(at, buffer(len as usize)).await?;
+        if found.iter().any(|&byte| byte != 0) {
+            return holds("data".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the device is a file without any data in it.
+async fn is_hole(member: &dyn Device) -> Result<bool> {
+    let pieces = member.locate(0, member.size()).await?;
+    Ok(pieces.is_some_and(|pieces| pieces.iter().all(|piece| is_one_hole(&piece.file))))
+}
+
+fn random_uuid(runtime: &dyn Runtime) -> Uuid {
+    let mut bytes = [0; 16];
+    runtime.fill_random(&mut bytes);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}

@@ -1,0 +1,300 @@
+//! Starting an array: whose superblock counts, who joins, who is out of date, what may differ between copies.
+//!
+//! The member with the most events knows best: its table says who holds a slot. A member joins if that table gives
+//! it a slot, it is behind by one event at most (a crash between two superblock writes leaves that), and its own table
+//! does not call the freshest one failed. Two that call each other failed have run apart; no order of events can say
+//! whose data is wanted, so that is refused.
+//!
+//! Nothing is written here, and no data is read: superblocks and bitmaps only.
+
+use super::metadata::{Content, Meta};
+use super::range_lock::RangeLocks;
+use super::{Gate, Inner, Progress, RangeSet};
+use crate::bitmap::{BitmapHeader, Intent, PAGE};
+use crate::device::{Device, buffer};
+use crate::error::{Error, Result};
+use crate::geometry::{Geometry, Slot};
+use crate::member::{Member, read_bitmap, read_superblock};
+use crate::runtime::Runtime;
+use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use tokio::sync::Notify;
+
+/// How to start an array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AssembleOptions {
+    /// Nothing is written, not even metadata; changes are refused.
+    pub read_only: bool,
+}
+
+/// A device and the superblock on it.
+struct Candidate {
+    device: Arc<dyn Device>,
+    superblock: Superblock,
+}
+
+impl Candidate {
+    fn name(&self) -> String {
+        self.device.name().to_owned()
+    }
+}
+
+pub(super) async fn assemble(
+    devices: Vec<Arc<dyn Device>>,
+    options: AssembleOptions,
+    runtime: Arc<dyn Runtime>,
+) -> Result<Inner> {
+    let mut candidates = read_candidates(devices).await?;
+    refuse_foreign_and_double(&candidates)?;
+    // The most events first, and among equals the lowest number: the choice depends on nothing else.
+    candidates.sort_by_key(|found| (std::cmp::Reverse(found.superblock.events), found.superblock.dev_number));
+    let (current, stale) = choose(candidates)?;
+    let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
+    let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
+    let geometry = freshest.geometry()?;
+    let sets = geometry.mirror_sets();
+    refuse_incomplete(&name, &geometry, &sets, &current, &stale)?;
+
+    let mut members: Vec<Option<Member>> = (0..geometry.members()).map(|_| None).collect();
+    for (slot, found) in current {
+        members[slot.0] = Some(Member::join(found.device, found.superblock, slot).await?);
+    }
+    let missing = missing_but_on_record(&freshest, &members);
+    let degraded = members.iter().any(Option::is_none);
+    let mut intent = read_intent(&freshest, &members).await;
+    let mut unsynced = RangeSet::default();
+    if !freshest.is_clean() {
+        unsynced_ranges(&freshest, &geometry, intent.as_ref()).for_each(|range| unsynced.insert(range));
+    } else if !degraded && let Some(intent) = &mut intent {
+        // Stopped cleanly and whole: bits that are set (md sets all at creation) mean nothing.
+        intent.clear_all();
+    }
+    let joined = || members.iter().flatten().map(|member| &member.superblock);
+    let active = joined().all(|superblock| !superblock.is_clean());
+    let meta = Meta {
+        events: freshest.events,
+        content: joined()
+            .all(|other| other.events == freshest.events && content(other) == content(&freshest))
+            .then(|| content(&freshest)),
+        written: members.iter().map(|m| m.as_ref().map_or(0, |m| m.superblock.events)).collect(),
+        was_clean: freshest.is_clean(),
+        touched: false,
+    };
+    tracing::info!(volume = %name, uuid = %freshest.array, events = freshest.events, degraded,
+        unsynced = unsynced.len(), "assembled");
+    Ok(Inner {
+        runtime,
+        geometry,
+        uuid: freshest.array,
+        name,
+        read_only: options.read_only,
+        members,
+        stale,
+        sets,
+        verdicts: Mutex::new(()),
+        noticed: AtomicU64::new(missing),
+        recorded: AtomicU64::new(0),
+        locks: RangeLocks::default(),
+        intent: intent.map(Mutex::new),
+        active: AtomicBool::new(active),
+        meta: tokio::sync::Mutex::new(meta),
+        any_unsynced: AtomicBool::new(!unsynced.is_empty()),
+        unsynced: Mutex::new(unsynced),
+        progress: Mutex::new(Progress::default()),
+        lost: AtomicBool::new(false),
+        gate: Gate::default(),
+        wake: Arc::new(Notify::new()),
+    })
+}
+
+fn content(superblock: &Superblock) -> Content {
+    Content { resync_offset: superblock.resync_offset, roles: superblock.roles.clone() }
+}
+
+/// Reads all superblocks. What is damaged is left out here, if anything is left; what is no member is refused.
+async fn read_candidates(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Candidate>> {
+    let found = join_all(devices.iter().map(|device| read_superblock(device.as_ref()))).await;
+    let (mut candidates, mut damaged) = (Vec::new(), Vec::new());
+    for (device, outcome) in devices.into_iter().zip(found) {
+        match outcome {
+            Ok(superblock) => candidates.push(Candidate { device, superblock }),
+            Err(failure) => damaged.push((device, failure)),
+        }
+    }
+    let array = candidates.first().map(|found| found.superblock.clone());
+    for (device, failure) in damaged {
+        let Some(like) = &array else { return Err(failure) };
+        let torn = match &failure {
+            Error::Superblock { cause: SuperblockError::Checksum { .. }, .. } | Error::Io { .. } => true,
+            // A torn superblock may have lost its magic; the bitmap behind it says whose it was.
+            Error::Superblock { cause: SuperblockError::Magic, .. } => has_bitmap_of(&device, like).await,
+            _ => false,
+        };
+        if !torn {
+            return Err(failure);
+        }
+        tracing::warn!(member = device.name(), %failure, "left out");
+    }
+    if candidates.is_empty() { Err(Error::NoMembers) } else { Ok(candidates) }
+}
+
+async fn has_bitmap_of(device: &Arc<dyn Device>, like: &Superblock) -> bool {
+    let (Some(start), Ok(geometry)) = (like.bitmap_start(), like.geometry()) else { return false };
+    let page = device.read(start, buffer(PAGE)).await;
+    page.is_ok_and(|page| {
+        BitmapHeader::decode(&page, like.array, geometry.size(), like.bitmap_room()).is_ok()
+    })
+}
+
+fn refuse_foreign_and_double(candidates: &[Candidate]) -> Result<()> {
+    for (i, found) in candidates.iter().enumerate() {
+        for earlier in &candidates[..i] {
+            if found.superblock.array != earlier.superblock.array {
+                return Err(Error::MixedArrays {
+                    device: found.name(),
+                    array: found.superblock.array,
+                    other: earlier.name(),
+                    other_array: earlier.superblock.array,
+                });
+            }
+            if found.superblock.device == earlier.superblock.device
+                || found.superblock.dev_number == earlier.superblock.dev_number
+            {
+                return Err(Error::MemberTwice { device: found.name(), other: earlier.name() });
+            }
+        }
+    }
+    Ok(())
+}
+
+type Current = Vec<(Slot, Candidate)>;
+type Stale = Vec<(Slot, String)>;
+
+/// Who joins, the freshest first, and who is out of date. Candidates come freshest first.
+fn choose(candidates: Vec<Candidate>) -> Result<(Current, Stale)> {
+    let Some(first) = candidates.first() else { return Err(Error::NoMembers) };
+    let (freshest, freshest_name) = (first.superblock.clone(), first.name());
+    let (mut current, mut stale): (Current, Stale) = (Vec::new(), Vec::new());
+    for found in candidates {
+        let its = &found.superblock;
+        let role = freshest.role_of(its.dev_number);
+        let knows_freshest = its.role_of(freshest.dev_number) == freshest.own_role();
+        if !knows_freshest && !matches!(role, Role::Active(_)) {
+            return Err(Error::Diverged { device: found.name(), other: freshest_name });
+        }
+        let slot = match role {
+            Role::Active(slot) if knows_freshest && its.events + 1 >= freshest.events => slot,
+            _ => {
+                tracing::warn!(member = %found.name(), events = its.events, freshest = freshest.events,
+                    "out of date or failed earlier: left out");
+                if let Role::Active(slot) = its.own_role() {
+                    stale.push((slot, found.name()));
+                }
+                continue;
+            }
+        };
+        let same = (its.layout, its.chunk, its.size, its.raid_disks, its.bitmap_offset.is_some())
+            == (
+                freshest.layout,
+                freshest.chunk,
+                freshest.size,
+                freshest.raid_disks,
+                freshest.bitmap_offset.is_some(),
+            );
+        if !same {
+            return Err(Error::Disagreement { device: found.name(), other: freshest_name });
+        }
+        if let Some((_, other)) = current.iter().find(|(taken, _)| *taken == slot) {
+            return Err(Error::MemberTwice { device: found.name(), other: other.name() });
+        }
+        current.push((slot, found));
+    }
+    Ok((current, stale))
+}
+
+fn refuse_incomplete(
+    name: &str,
+    geometry: &Geometry,
+    sets: &[Vec<Slot>],
+    current: &Current,
+    stale: &Stale,
+) -> Result<()> {
+    let is_here = |slot: &Slot| current.iter().any(|(taken, _)| taken == slot);
+    if sets.iter().all(|set| set.iter().any(is_here)) {
+        return Ok(());
+    }
+    let missing = (0..geometry.members()).filter(|&slot| !is_here(&Slot(slot))).collect();
+    let stale = stale.iter().map(|(_, path)| path.clone()).collect();
+    Err(Error::NotEnoughMembers { name: name.to_owned(), missing, stale })
+}
+
+/// Slots without a member that the freshest table still gives one: failures that are not on record yet.
+fn missing_but_on_record(freshest: &Superblock, members: &[Option<Member>]) -> u64 {
+    let absent = |role: &&Role| matches!(role, Role::Active(slot) if members[slot.0].is_none());
+    freshest.roles.iter().filter(absent).count() as u64
+}
+
+/// The union of the members' bitmaps; every bit set if none can be trusted. `None` where the array has none.
+async fn read_intent(freshest: &Superblock, members: &[Option<Member>]) -> Option<Intent> {
+    freshest.bitmap_offset?;
+    let present: Vec<&Member> = members.iter().flatten().collect();
+    let read = present.iter().map(|member| read_bitmap(member.device.as_ref(), &member.superblock));
+    let mut merged: Option<Intent> = None;
+    let mut complete = true;
+    for (member, outcome) in present.iter().zip(join_all(read).await) {
+        let member_name = member.device.name();
+        match outcome {
+            Ok(Some((header, bytes))) if !header.stale && header.events >= member.superblock.events => {
+                match &mut merged {
+                    Some(intent) if intent.header().region == header.region => intent.merge(&bytes, false),
+                    Some(_) => {
+                        tracing::warn!(member = member_name, "bitmap with other regions: not used");
+                        complete = false;
+                    }
+                    None => {
+                        let mut intent = Intent::new(header, false);
+                        intent.merge(&bytes, true);
+                        merged = Some(intent);
+                    }
+                }
+            }
+            Ok(_) => {
+                tracing::warn!(member = member_name, "bitmap was not kept up: not used");
+                complete = false;
+            }
+            Err(failure) => {
+                tracing::warn!(member = member_name, %failure, "bitmap not used");
+                complete = false;
+            }
+        }
+    }
+    let mut intent = if let Some(intent) = merged {
+        intent
+    } else {
+        let room = present.iter().map(|member| member.superblock.bitmap_room()).min()?;
+        let size = freshest.geometry().ok()?.size();
+        let header = BitmapHeader::fitting(freshest.array, size, freshest.events, room)?;
+        let mut intent = Intent::new(header, false);
+        intent.set_all();
+        intent
+    };
+    if !complete {
+        intent.distrust();
+    }
+    Some(intent)
+}
+
+/// What may differ between copies after an unclean stop.
+fn unsynced_ranges(
+    freshest: &Superblock,
+    geometry: &Geometry,
+    intent: Option<&Intent>,
+) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let from = freshest.resync_offset.saturating_mul(SECTOR).min(geometry.size());
+    let all = intent.is_none().then(|| from..geometry.size());
+    let dirty = intent.into_iter().flat_map(Intent::dirty_ranges).filter(move |range| range.end > from);
+    dirty.chain(all)
+}

@@ -1,0 +1,187 @@
+//! Reads, fail-over and read repair, and where data lies for `sendfile`.
+//!
+//! Each part of a chunk is read from one leg, chosen by address alone, so that the page cache holds one copy of
+//! what is read. Legs take turns every few megabytes of a member: far enough apart that read-ahead on one leg does
+//! not run into what belongs to the other, close enough that streams spread over all members.
+
+use super::{Inner, Verdict, run_to_end};
+use crate::device::{Durability, Piece, buffer, check_range};
+use crate::error::{Error, Operation, Result};
+use crate::geometry::{MemberOffset, Span};
+use crate::member::Member;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bytes of a member's data area after which another copy is preferred.
+const TURN: u64 = 4 << 20;
+
+impl Inner {
+    pub(super) async fn read(self: &Arc<Self>, at: u64, mut buf: BytesMut) -> Result<BytesMut> {
+        let len = buf.len() as u64;
+        check_range(Operation::Read, at, len, self.geometry.size())?;
+        self.settle(at, len).await?;
+        let mut spans = self.geometry.spans(at, len);
+        let Some(first) = spans.next() else { return Ok(buf) };
+        if first.len == len {
+            return self.read_span(first, buf).await;
+        }
+        let mut rest = buf.split_off(first.len as usize);
+        let mut parts = vec![(first, buf)];
+        for span in spans {
+            let tail = rest.split_off(span.len as usize);
+            parts.push((span, std::mem::replace(&mut rest, tail)));
+        }
+        let parts = try_join_all(parts.into_iter().map(|(span, part)| self.read_span(span, part))).await?;
+        let mut parts = parts.into_iter();
+        let mut whole = parts.next().unwrap_or_default();
+        // Parts that still lie beside each other in the caller's buffer join without a copy.
+        parts.for_each(|part| whole.unsplit(part));
+        Ok(whole)
+    }
+
+    async fn read_span(self: &Arc<Self>, span: Span, buf: BytesMut) -> Result<BytesMut> {
+        let Some((member, at)) = self.preferred(span) else { return Err(self.no_copy(span)) };
+        match member.device.read(at, buf).await {
+            Ok(buf) => Ok(buf),
+            Err(failure) => {
+                member.count_read_error();
+                tracing::warn!(volume = %self.name, member = member.device.name(), %failure, "read failed");
+                let body = Arc::clone(self);
+                run_to_end(self, async move { body.recover(span, failure).await }).await
+            }
+        }
+    }
+
+    /// The copy that is read, where any can be: by turns, and in slot order where copies may still differ.
+    fn preferred(&self, span: Span) -> Option<(&Member, u64)> {
+        if self.may_differ(span.at, span.len) {
+            return self.copies(span, true).into_iter().next();
+        }
+        let rows = (TURN / self.geometry.chunk()).max(1);
+        let turn = span.chunk.0 / (self.geometry.period() * rows);
+        let copies = self.geometry.copies();
+        (0..copies).find_map(|i| {
+            let place = self.geometry.place(span.chunk, (turn as usize + i) % copies);
+            let at = MemberOffset(place.at.0 + span.within);
+            let member = self.live(place.slot).filter(|member| member.is_readable(at, span.len))?;
+            Some((member, member.position(at)))
+        })
+    }
+
+    fn may_differ(&self, at: u64, len: u64) -> bool {
+        self.any_unsynced.load(Ordering::Acquire) && self.unsynced.lock().intersects(&(at..at + len))
+    }
+
+    /// Makes what may differ equal before it is read. A read-only volume reads the first copy in slot order instead.
+    /// Where it cannot be done (a full disk), that order stands in too: it is at least the same on every read.
+    async fn settle(self: &Arc<Self>, at: u64, len: u64) -> Result<()> {
+        if len == 0 || self.read_only || !self.may_differ(at, len) {
+            return Ok(());
+        }
+        let (body, range) = (Arc::clone(self), at..at + len);
+        match run_to_end(self, async move { crate::sync::equalise(&body, range).await }).await {
+            Err(failure) if !failure.spares_device() => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a span whose preferred leg failed from another one, and rewrites the copies that cannot be read, all
+    /// under the range lock.
+    async fn recover(self: &Arc<Self>, span: Span, failure: Error) -> Result<BytesMut> {
+        let range = self.blocks(span.at, span.len);
+        let _lock = self.locks.lock(range.clone()).await;
+        // Whole blocks: a part of an unreadable block cannot be rewritten. They stay within the chunk.
+        let head = (span.at - range.start) as usize;
+        let whole =
+            Span { within: span.within - head as u64, at: range.start, len: range.end - range.start, ..span };
+        let (mut good, mut bad, mut last) = (None, Vec::new(), failure);
+        for (member, at) in self.copies(whole, true) {
+            match member.device.read(at, buffer(whole.len as usize)).await {
+                Ok(bytes) if good.is_none() => good = Some(bytes),
+                // One good copy is enough; this read only showed that the other one can be read (again).
+                Ok(_) => {}
+                Err(failure) => {
+                    bad.push((member, at));
+                    last = failure;
+                }
+            }
+        }
+        let Some(good) = good else { return Err(last) };
+        let good = good.freeze();
+        if !self.read_only && !bad.is_empty() && self.refuse_if_lost().is_ok() {
+            self.rewrite(&range, &good, bad).await?;
+        }
+        let mut wanted = BytesMut::from(good);
+        let mut wanted = wanted.split_off(head);
+        wanted.truncate(span.len as usize);
+        Ok(wanted)
+    }
+
+    /// Writes good bytes over bad copies and reads them back. A rewrite that is torn by a power cut would be a
+    /// silent difference, so it is prepared like any write. That it fails is no failure of the read.
+    async fn rewrite(
+        self: &Arc<Self>,
+        range: &std::ops::Range<u64>,
+        good: &Bytes,
+        bad: Vec<(&Member, u64)>,
+    ) -> Result<()> {
+        // While the volume is being stopped, nothing is changed any more.
+        let Ok(_entered) = self.enter() else { return Ok(()) };
+        let _tracked = match self.prepare(range).await {
+            Ok(tracked) => tracked,
+            Err(failure) => {
+                tracing::warn!(volume = %self.name, %failure, "a bad copy was not rewritten");
+                return Ok(());
+            }
+        };
+        for (member, at) in bad {
+            let mut outcome = member.device.write(at, good.clone(), Durability::Stable).await;
+            if outcome.is_ok() {
+                outcome = match member.device.read(at, buffer(good.len())).await {
+                    Ok(back) if back == good => Ok(()),
+                    Ok(_) => Err(Error::Io {
+                        device: member.device.name().to_owned(),
+                        operation: Operation::Read,
+                        at,
+                        len: good.len() as u64,
+                        errno: rustix::io::Errno::IO,
+                    }),
+                    Err(failure) => Err(failure),
+                };
+            }
+            match outcome {
+                Ok(()) => member.count_corrected(),
+                Err(failure) if self.judge(member, &failure) == Verdict::Kept => {
+                    self.mark_unsynced(range.clone());
+                }
+                Err(_) => {}
+            }
+        }
+        self.recorded().await
+    }
+
+    fn no_copy(&self, span: Span) -> Error {
+        Error::NoCopy { name: self.name.clone(), at: span.at, len: span.len }
+    }
+
+    pub(super) async fn locate(self: &Arc<Self>, at: u64, len: u64) -> Result<Option<Vec<Piece>>> {
+        check_range(Operation::Read, at, len, self.geometry.size())?;
+        self.settle(at, len).await?;
+        let mut pieces: Vec<Piece> = Vec::new();
+        for span in self.geometry.spans(at, len) {
+            let Some((member, at)) = self.preferred(span) else { return Err(self.no_copy(span)) };
+            let Some(found) = member.device.locate(at, span.len).await? else { return Ok(None) };
+            for piece in found {
+                match pieces.last_mut() {
+                    Some(last) if Arc::ptr_eq(&last.file, &piece.file) && last.at + last.len == piece.at => {
+                        last.len += piece.len;
+                    }
+                    _ => pieces.push(piece),
+                }
+            }
+        }
+        Ok(Some(pieces))
+    }
+}
