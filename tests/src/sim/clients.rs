@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, ZeroMode};
+use raid::error::Error;
 use raid::runtime::Runtime;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,19 @@ pub enum Step {
     Flush,
 }
 
+impl Step {
+    fn sector(self) -> u64 {
+        match self {
+            Self::Write(at, _)
+            | Self::WriteStable(at, _)
+            | Self::Zero(at, _, _)
+            | Self::Discard(at, _)
+            | Self::Read(at, _) => at,
+            Self::Flush => 0,
+        }
+    }
+}
+
 /// How random clients behave.
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -66,7 +80,20 @@ impl Witness {
         Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// From now on failed reads are no violation (the disks were made too bad), or are again.
+    /// A witness of what may become of the device from here on, apart from this one.
+    #[must_use]
+    pub fn fork(&self) -> Arc<Self> {
+        let State { registers, next_write, violation, errors_excused } = &*self.state.lock();
+        let state = State {
+            registers: registers.clone(),
+            next_write: *next_write,
+            violation: violation.clone(),
+            errors_excused: *errors_excused,
+        };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
+    /// From now on failed operations are no violation (the disks were made too bad), or are again.
     pub fn excuse_errors(&self, excused: bool) {
         self.state.lock().errors_excused = excused;
     }
@@ -105,14 +132,21 @@ impl Witness {
         if tracing() {
             eprintln!("client: {step:?} (the next payload is {})", self.state.lock().next_write);
         }
-        let ok = self.take(device, step).await;
+        let outcome = self.take(device, step).await;
         if tracing() {
-            eprintln!("client: {step:?} {}", if ok { "done" } else { "failed" });
+            eprintln!("client: {step:?}: {outcome:?}");
         }
-        ok
+        let Err(error) = outcome else { return true };
+        let mut state = self.state.lock();
+        if !state.errors_excused && !matches!(step, Step::Read(..)) {
+            let what = format!("{step:?} failed: {error}");
+            let permitted = "success: enough of the disks are good".to_owned();
+            state.violation.get_or_insert(Violation { sector: step.sector(), what, permitted });
+        }
+        false
     }
 
-    async fn take(&self, device: &dyn Device, step: Step) -> bool {
+    async fn take(&self, device: &dyn Device, step: Step) -> Result<(), Error> {
         match step {
             Step::Write(at, len) => self.write(device, at, len, Durability::Cached).await,
             Step::WriteStable(at, len) => self.write(device, at, len, Durability::Stable).await,
@@ -121,39 +155,45 @@ impl Witness {
                 let token = self.state.lock().registers.begin_write(at, &zeroes);
                 let durability = if stable { Durability::Stable } else { Durability::Cached };
                 let mode = if at % 2 == 0 { ZeroMode::MayPunch } else { ZeroMode::Allocate };
-                let ok = device.write_zeroes(at * SECTOR, len * SECTOR, mode, durability).await.is_ok();
-                self.state.lock().registers.end_write(&token, ok, stable);
-                ok
+                let outcome = device.write_zeroes(at * SECTOR, len * SECTOR, mode, durability).await;
+                self.state.lock().registers.end_write(&token, outcome.is_ok(), stable);
+                outcome
             }
             Step::Discard(at, len) => {
                 let token = self.state.lock().registers.begin_discard(at..at + len);
-                let ok = device.discard(at * SECTOR, len * SECTOR).await.is_ok();
-                self.state.lock().registers.end_write(&token, ok, false);
-                ok
+                let outcome = device.discard(at * SECTOR, len * SECTOR).await;
+                self.state.lock().registers.end_write(&token, outcome.is_ok(), false);
+                outcome
             }
             Step::Read(at, len) => self.read(device, at, len).await,
             Step::Flush => {
                 let token = self.state.lock().registers.begin_flush();
-                let ok = device.flush().await.is_ok();
-                self.state.lock().registers.end_flush(&token, ok);
-                ok
+                let outcome = device.flush().await;
+                self.state.lock().registers.end_flush(&token, outcome.is_ok());
+                outcome
             }
         }
     }
 
-    async fn write(&self, device: &dyn Device, at: u64, len: u64, durability: Durability) -> bool {
+    async fn write(
+        &self,
+        device: &dyn Device,
+        at: u64,
+        len: u64,
+        durability: Durability,
+    ) -> Result<(), Error> {
         let (token, data) = {
             let mut state = self.state.lock();
             let data = payload(state.next_write, at, len);
             state.next_write += 1;
             (state.registers.begin_write(at, &data), data)
         };
-        let ok = device.write(at * SECTOR, data, durability).await.is_ok();
-        self.state.lock().registers.end_write(&token, ok, durability == Durability::Stable);
-        ok
+        let outcome = device.write(at * SECTOR, data, durability).await;
+        self.state.lock().registers.end_write(&token, outcome.is_ok(), durability == Durability::Stable);
+        outcome
     }
 
-    async fn read(&self, device: &dyn Device, at: u64, len: u64) -> bool {
+    async fn read(&self, device: &dyn Device, at: u64, len: u64) -> Result<(), Error> {
         let token = self.state.lock().registers.begin_read(at..at + len);
         let answer = device.read(at * SECTOR, BytesMut::zeroed((len * SECTOR) as usize)).await;
         let mut state = self.state.lock();
@@ -164,7 +204,7 @@ impl Witness {
         };
         drop(state);
         self.note(outcome);
-        answer.is_ok()
+        answer.map(drop)
     }
 
     /// Reads the whole device, piece by piece.
@@ -173,10 +213,10 @@ impl Witness {
         let mut at = 0;
         while at < sectors {
             let len = (sectors - at).min(16);
-            if !self.read(device, at, len).await {
+            if !self.step(device, Step::Read(at, len)).await {
                 // One bad sector must not hide its neighbours.
                 for one in at..at + len {
-                    self.read(device, one, 1).await;
+                    self.step(device, Step::Read(one, 1)).await;
                 }
             }
             at += len;
