@@ -7,6 +7,7 @@
 //! - `surface`, `disk`, `port`: what a disk holds, how it fails, how code reaches it.
 //! - `executor`: tasks, clock, power.
 //! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
+//! - [`ledger`]: the model of a log store.
 //! - [`bugs`]: planted ones, which the model must catch.
 //! - `seeds`: running many, replaying one.
 
@@ -14,6 +15,7 @@ pub mod bugs;
 pub mod clients;
 mod disk;
 mod executor;
+pub mod ledger;
 mod port;
 pub mod registers;
 pub mod rng;
