@@ -145,14 +145,20 @@ macro_rules! settings {
                 }
             }
 
-            /// Key, value, kind, and whether the user set it.
+            /// Key, value (none for a key that stands back for a coarser one), kind, and whether the user set it.
             #[must_use]
-            pub fn entries(&self) -> Vec<(&'static str, String, Kind, bool)> {
-                vec![$(($key, self.$field.to_string(), kind!($t), self.set_by_user.contains($key))),*]
+            pub fn entries(&self) -> Vec<(&'static str, Option<String>, Kind, bool)> {
+                vec![$({
+                    let value = Some(self.$field.to_string()).filter(|v| *v != UNSET.to_string());
+                    ($key, value, kind!($t), self.set_by_user.contains($key))
+                }),*]
             }
         }
     };
 }
+
+/// Stands for "not set": a coarser key counts.
+const UNSET: i64 = i64::MIN;
 
 fn any<T>(_: &T) -> Result<(), String> {
     Ok(())
@@ -184,7 +190,8 @@ settings! {
     /// Bytes of requests that may be in memory at once, over all connections; -1 for a bound of our choice.
     queued_max_request_bytes: i64 = -1, "queued.max.request.bytes", at_least::<-1, i64>;
     /// The most a fetch returns, whatever it asks for.
-    fetch_max_bytes: i32 = 57_671_680, "fetch.max.bytes", at_least::<1024, i32>;
+    fetch_max_bytes: i32 = 57_671_680, "fetch.max.bytes",
+        |v| at_least::<1024, i32>(v).and(if *v <= 1 << 30 { Ok(()) } else { Err("it must be at most 1 GiB".to_owned()) });
     /// Connections at once.
     max_connections: i32 = i32::MAX, "max.connections", at_least::<1, i32>;
     /// After this long without a request, a connection is closed.
@@ -200,19 +207,19 @@ settings! {
     /// Partitions of `__consumer_offsets`; counts when the topic is made.
     offsets_topic_partitions: i32 = 50, "offsets.topic.num.partitions", at_least::<1, i32>;
     /// Segment size of `__consumer_offsets`.
-    offsets_topic_segment_bytes: i32 = 104_857_600, "offsets.topic.segment.bytes", at_least::<1, i32>;
+    offsets_topic_segment_bytes: i32 = 104_857_600, "offsets.topic.segment.bytes", at_least::<1024, i32>;
     /// The longest text a consumer may keep with an offset.
     offset_metadata_max_bytes: i32 = 4096, "offset.metadata.max.bytes", at_least::<0, i32>;
     /// Segment size.
-    log_segment_bytes: i32 = 1_073_741_824, "log.segment.bytes", at_least::<14, i32>;
+    log_segment_bytes: i32 = 1_073_741_824, "log.segment.bytes", at_least::<1024, i32>;
     /// Roll a segment after this time; -1: `log.roll.hours` counts.
     log_roll_ms: i64 = -1, "log.roll.ms", at_least::<-1, i64>;
     /// Roll a segment after this time.
     log_roll_hours: i32 = 168, "log.roll.hours", at_least::<1, i32>;
     /// Keep records this long; -1: `log.retention.minutes` or `log.retention.hours` counts.
-    log_retention_ms: i64 = i64::MIN, "log.retention.ms", at_least::<-1, i64>;
+    log_retention_ms: i64 = UNSET, "log.retention.ms", at_least::<-1, i64>;
     /// Keep records this long.
-    log_retention_minutes: i64 = i64::MIN, "log.retention.minutes", at_least::<-1, i64>;
+    log_retention_minutes: i64 = UNSET, "log.retention.minutes", at_least::<-1, i64>;
     /// Keep records this long; -1 for ever.
     log_retention_hours: i32 = 168, "log.retention.hours", at_least::<-1, i32>;
     /// Keep this many bytes a partition; -1 for all.
@@ -222,6 +229,20 @@ settings! {
     /// `delete`, `compact` or both.
     log_cleanup_policy: String = "delete", "log.cleanup.policy",
         |v| v.split(',').try_for_each(|p| one_of(p.trim(), &["delete", "compact"]));
+    /// How long the space of a removed segment is kept.
+    log_segment_delete_delay_ms: i64 = 60_000, "log.segment.delete.delay.ms", at_least::<0, i64>;
+    /// Bytes of log between two index entries.
+    log_index_interval_bytes: i32 = 4096, "log.index.interval.bytes", at_least::<0, i32>;
+    /// The largest index of a segment.
+    log_index_size_max_bytes: i32 = 10_485_760, "log.index.size.max.bytes", at_least::<4, i32>;
+    /// How far a timestamp may lie before the broker's clock.
+    log_message_timestamp_before_max_ms: i64 = i64::MAX, "log.message.timestamp.before.max.ms",
+        at_least::<0, i64>;
+    /// How far a timestamp may lie after the broker's clock.
+    log_message_timestamp_after_max_ms: i64 = 3_600_000, "log.message.timestamp.after.max.ms",
+        at_least::<0, i64>;
+    /// How long an idle producer's sequence numbers are remembered.
+    producer_id_expiration_ms: i32 = 86_400_000, "producer.id.expiration.ms", at_least::<1, i32>;
     /// Whose clock stamps records.
     log_message_timestamp_type: String = "CreateTime", "log.message.timestamp.type",
         |v| one_of(v, &["CreateTime", "LogAppendTime"]);
@@ -275,9 +296,9 @@ impl Config {
     #[must_use]
     pub fn retention_ms(&self) -> Option<i64> {
         let (ms, minutes) = (self.log_retention_ms, self.log_retention_minutes);
-        let chosen = if ms != i64::MIN {
+        let chosen = if ms != UNSET {
             ms
-        } else if minutes != i64::MIN {
+        } else if minutes != UNSET {
             if minutes < 0 { -1 } else { minutes.saturating_mul(60_000) }
         } else if self.log_retention_hours < 0 {
             -1
@@ -291,6 +312,29 @@ impl Config {
     #[must_use]
     pub fn roll_ms(&self) -> i64 {
         if self.log_roll_ms >= 0 { self.log_roll_ms } else { i64::from(self.log_roll_hours) * 3_600_000 }
+    }
+
+    /// What topics get that do not set a key themselves: the `log.*` keys under their topic names.
+    pub fn topic_defaults(&self) -> logstore::Result<logstore::TopicConfig> {
+        let mut topic = logstore::TopicConfig::kafka_defaults();
+        let pairs = [
+            ("segment.bytes", self.log_segment_bytes.to_string()),
+            ("segment.ms", self.roll_ms().max(1).to_string()),
+            ("retention.ms", self.retention_ms().unwrap_or(-1).to_string()),
+            ("retention.bytes", self.log_retention_bytes.to_string()),
+            ("cleanup.policy", self.log_cleanup_policy.clone()),
+            ("message.timestamp.type", self.log_message_timestamp_type.clone()),
+            ("message.timestamp.before.max.ms", self.log_message_timestamp_before_max_ms.to_string()),
+            ("message.timestamp.after.max.ms", self.log_message_timestamp_after_max_ms.to_string()),
+            ("max.message.bytes", self.message_max_bytes.to_string()),
+            ("index.interval.bytes", self.log_index_interval_bytes.to_string()),
+            ("segment.index.bytes", self.log_index_size_max_bytes.to_string()),
+            ("file.delete.delay.ms", self.log_segment_delete_delay_ms.to_string()),
+        ];
+        for (key, value) in pairs {
+            topic.set_default(key, &value)?;
+        }
+        Ok(topic)
     }
 
     /// Bytes of requests in memory at once; at least one request of the largest size fits.

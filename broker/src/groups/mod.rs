@@ -5,6 +5,8 @@
 //! - [`records`]: the records of `__consumer_offsets`, in Kafka's own formats.
 //! - [`coordinator`]: the edge: tickets to sockets, timers, appends to the log, loading at start.
 
+pub mod coordinator;
 pub mod member;
 pub mod records;
 pub mod state;
+pub use coordinator::Coordinator;

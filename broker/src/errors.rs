@@ -1,0 +1,47 @@
+//! The one place where a cause of the log store becomes a Kafka error code.
+
+use kafka_protocol::ResponseError;
+use logstore::Error;
+use logstore::batch::BatchFault;
+
+/// The code a client expects for this cause.
+#[must_use]
+pub fn kafka(error: &Error) -> ResponseError {
+    match error {
+        // The disks failed, or refuse to promise more: another try may find the volume repaired or reopened.
+        Error::Device(_)
+        | Error::File { .. }
+        | Error::NoSpace { .. }
+        | Error::Catalog { .. }
+        | Error::CatalogFull { .. }
+        | Error::Poisoned { .. } => ResponseError::KafkaStorageError,
+        // On the way down: the client finds the next broker, or this one once it is back.
+        Error::Closed | Error::Interrupted => ResponseError::NotLeaderOrFollower,
+        Error::InvalidTopicName { .. } => ResponseError::InvalidTopicException,
+        Error::TopicExists { .. } => ResponseError::TopicAlreadyExists,
+        Error::UnknownTopic { .. } => ResponseError::UnknownTopicOrPartition,
+        Error::InvalidPartitionCount { .. } => ResponseError::InvalidPartitions,
+        Error::UnknownConfig { .. } | Error::InvalidConfig { .. } => ResponseError::InvalidConfig,
+        Error::InvalidBatch { fault, .. } => match fault {
+            BatchFault::Magic { .. } => ResponseError::UnsupportedForMessageFormat,
+            BatchFault::Checksum { .. } | BatchFault::Truncated { .. } | BatchFault::Length { .. } => {
+                ResponseError::CorruptMessage
+            }
+            _ => ResponseError::InvalidRecord,
+        },
+        Error::BatchTooLarge { .. } => ResponseError::MessageTooLarge,
+        Error::InvalidTimestamp { .. } => ResponseError::InvalidTimestamp,
+        Error::OutOfOrderSequence { .. } => ResponseError::OutOfOrderSequenceNumber,
+        Error::FencedProducer { .. } => ResponseError::InvalidProducerEpoch,
+        Error::TransactionsUnsupported { .. } => ResponseError::InvalidTxnState,
+        Error::OffsetOutOfRange { .. } => ResponseError::OffsetOutOfRange,
+        // Not CORRUPT_MESSAGE: clients would take that for a damage in transit and fetch again for ever.
+        Error::DamagedLog { .. } => ResponseError::KafkaStorageError,
+        Error::NotALogStore { .. }
+        | Error::DamagedHeader { .. }
+        | Error::UnsupportedFormat { .. }
+        | Error::TooSmall { .. }
+        | Error::InUse { .. }
+        | Error::DamagedCatalog { .. } => ResponseError::UnknownServerError,
+    }
+}
