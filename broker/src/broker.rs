@@ -78,10 +78,9 @@ impl Broker {
         let partitions = self.config.num_partitions as u32;
         match self.store.create_topic(name, partitions, self.store.topic_defaults()).await {
             // Two clients asked at once: the first one made it.
-            Err(logstore::Error::TopicExists { name: existing }) if existing == name => self
-                .store
-                .topic(name)
-                .ok_or_else(|| logstore::Error::UnknownTopic { name: name.to_owned() }),
+            Err(logstore::Error::TopicExists { name: existing }) if existing == name => {
+                self.store.topic(name).ok_or_else(|| logstore::Error::UnknownTopic { name: name.to_owned() })
+            }
             other => other,
         }
     }

@@ -18,7 +18,7 @@ pub enum ConfigError {
         cause: String,
     },
     /// A key that no setting has.
-    #[error("{source_of}: unknown configuration key `{key}`{}", suggestion(.nearest))]
+    #[error("{source_of}: unknown configuration key `{key}`{}", suggestion(*.nearest))]
     UnknownKey {
         /// File and line, or `--set`.
         source_of: String,
@@ -44,8 +44,7 @@ pub enum ConfigError {
     NotAPair(String),
 }
 
-#[allow(clippy::ref_option)] // called by the format macro of the error above
-fn suggestion(nearest: &Option<&'static str>) -> String {
+fn suggestion(nearest: Option<&'static str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }
 
@@ -160,6 +159,7 @@ macro_rules! settings {
 /// Stands for "not set": a coarser key counts.
 const UNSET: i64 = i64::MIN;
 
+#[allow(clippy::unnecessary_wraps)] // one signature for all checks
 fn any<T>(_: &T) -> Result<(), String> {
     Ok(())
 }

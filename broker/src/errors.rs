@@ -14,7 +14,9 @@ pub fn kafka(error: &Error) -> ResponseError {
         | Error::NoSpace { .. }
         | Error::Catalog { .. }
         | Error::CatalogFull { .. }
-        | Error::Poisoned { .. } => ResponseError::KafkaStorageError,
+        | Error::Poisoned { .. }
+        // Not CORRUPT_MESSAGE: clients would take that for damage in transit and fetch again for ever.
+        | Error::DamagedLog { .. } => ResponseError::KafkaStorageError,
         // On the way down: the client finds the next broker, or this one once it is back.
         Error::Closed | Error::Interrupted => ResponseError::NotLeaderOrFollower,
         Error::InvalidTopicName { .. } => ResponseError::InvalidTopicException,
@@ -35,8 +37,6 @@ pub fn kafka(error: &Error) -> ResponseError {
         Error::FencedProducer { .. } => ResponseError::InvalidProducerEpoch,
         Error::TransactionsUnsupported { .. } => ResponseError::InvalidTxnState,
         Error::OffsetOutOfRange { .. } => ResponseError::OffsetOutOfRange,
-        // Not CORRUPT_MESSAGE: clients would take that for a damage in transit and fetch again for ever.
-        Error::DamagedLog { .. } => ResponseError::KafkaStorageError,
         Error::NotALogStore { .. }
         | Error::DamagedHeader { .. }
         | Error::UnsupportedFormat { .. }

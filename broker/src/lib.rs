@@ -12,7 +12,9 @@
 //! - [`metrics`], [`admin`]: counters and status over HTTP.
 //! - [`cli`]: the command line. · [`volume`]: opening, and making, a volume of member images.
 
+pub mod admin;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod dispatch;
@@ -23,6 +25,7 @@ pub mod metrics;
 pub mod records;
 pub mod send;
 pub mod server;
+pub mod volume;
 pub mod waiters;
 pub mod wire;
 

@@ -1,3 +1,194 @@
-//! The `broker` command.
+//! The `broker` command: opens a home for the log, serves Kafka clients from it, and closes it in order.
 
-fn main() {}
+use broker::admin::Admin;
+use broker::cli::{Cli, Serve};
+use broker::config::ConfigError;
+use broker::server::Server;
+use broker::volume::{self, OpenError, Opened};
+use broker::{Broker, Config, Endpoint, admin};
+use clap::Parser;
+use logstore::{Home, Store, StoreOptions};
+use raid::device::Device;
+use raid::runtime::{Runtime, TokioRuntime};
+use raid::status::VolumeState;
+use raid::volume::Volume;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Why the broker does not run, or did not end well.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}: write it as HOST:PORT")]
+    Address(String),
+    #[error("--listen {0} is no address that clients can connect to: add --advertise HOST:PORT")]
+    Unadvertised(String),
+    #[error("cannot listen on {address}: {cause}{hint}")]
+    Listen { address: String, cause: io::Error, hint: &'static str },
+    #[error(transparent)]
+    Volume(#[from] OpenError),
+    #[error("cannot open the log: {0}")]
+    Store(#[from] logstore::Error),
+    #[error("the log did not close cleanly, the next start will check it: {0}")]
+    Close(logstore::Error),
+    #[error("the volume did not stop cleanly, the next start will resync it: {0}")]
+    Stop(raid::Error),
+    #[error("{doing}: {cause}")]
+    System { doing: &'static str, cause: io::Error },
+}
+
+fn main() -> ExitCode {
+    let serve = Cli::parse().serve();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match start(&serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("broker: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(serve: &Serve) -> Result<(), Failure> {
+    let config = Config::load(serve.config.as_deref(), &serve.set)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.network_threads as usize)
+        // What blocks waits for disks; more threads than this would only wait for each other.
+        .max_blocking_threads(64)
+        .thread_name("broker")
+        .enable_all()
+        .build()
+        .map_err(|cause| Failure::System { doing: "cannot start threads", cause })?;
+    let outcome = runtime.block_on(run(serve, config));
+    // Everything is closed: whatever still blocks is of no consequence.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
+    // Signals and sockets first: a port that is taken must not cost a recovery of the log.
+    let system = |cause| Failure::System { doing: "cannot handle signals", cause };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+    let failed = |address: &str, hint| {
+        let address = address.to_owned();
+        move |cause| Failure::Listen { address, cause, hint }
+    };
+    let server = Server::bind(&serve.listen).await.map_err(failed(
+        &serve.listen,
+        "; stop what listens there, or choose another with --listen HOST:PORT",
+    ))?;
+    let pages = TcpListener::bind(&serve.admin).await.map_err(failed(
+        &serve.admin,
+        "; stop what listens there, or choose another with --admin HOST:PORT",
+    ))?;
+    let listening = server
+        .local_addr()
+        .map_err(|cause| Failure::System { doing: "cannot tell the listening address", cause })?;
+    let advertised = endpoint(serve, listening.port())?;
+
+    let engine: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
+    let (home, volume) = open_home(serve, &engine).await?;
+    let options = StoreOptions {
+        topic_defaults: config.topic_defaults()?,
+        producer_expiration: Duration::from_millis(config.producer_id_expiration_ms as u64),
+    };
+    let store = Store::open(home, options, Arc::clone(&engine)).await?;
+    let broker = Broker::new(config, Arc::clone(&store), advertised, engine).await?;
+    eprintln!("broker: listening on {listening}, metrics and status on http://{}", serve.admin);
+
+    let admin =
+        tokio::spawn(admin::serve(pages, Admin { broker: Arc::clone(&broker), volume: volume.clone() }));
+    let serving = tokio::spawn(server.run(Arc::clone(&broker)));
+    ready().map_err(|cause| Failure::System { doing: "cannot write to stdout", cause })?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    broker.stop();
+    for task in [serving.await.map(Ok), admin.await] {
+        match task {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => tracing::warn!(%fault, "a server ended badly"),
+            Err(fault) => tracing::error!(%fault, "a server's task failed"),
+        }
+    }
+    // The volume is stopped whether or not the log closed well: its state is its own.
+    let closed = store.close().await.map_err(Failure::Close);
+    if let Some(volume) = volume {
+        volume.stop().await.map_err(Failure::Stop)?;
+    }
+    closed
+}
+
+async fn open_home(serve: &Serve, engine: &Arc<dyn Runtime>) -> Result<(Home, Option<Arc<Volume>>), Failure> {
+    if let Some(directory) = &serve.data_dir {
+        eprintln!("broker: log in {}", directory.display());
+        return Ok((Home::Directory(directory.clone()), None));
+    }
+    let opened = volume::open(&serve.volume, serve.create_size, Arc::clone(engine)).await?;
+    introduce(&opened);
+    let device: Arc<dyn Device> = opened.volume.clone();
+    Ok((Home::Volume(device), Some(opened.volume)))
+}
+
+/// One line about the volume, and one more if something is missing.
+fn introduce(opened: &Opened) {
+    let status = opened.volume.status();
+    let how = if opened.created { ", made just now" } else { "" };
+    let gib = status.size as f64 / f64::from(1u32 << 30);
+    eprintln!(
+        "broker: array {} ({}), {}, {gib:.1} GiB on {} members{how}",
+        status.name,
+        status.uuid,
+        state_name(status.state),
+        status.members.len()
+    );
+    if !opened.missing.is_empty() {
+        let missing: Vec<String> = opened.missing.iter().map(|p| p.display().to_string()).collect();
+        eprintln!(
+            "broker: running degraded, without {}; `raid10 add` puts a new member in its place",
+            missing.join(", ")
+        );
+    }
+}
+
+fn state_name(state: VolumeState) -> &'static str {
+    match state {
+        VolumeState::Clean => "clean",
+        VolumeState::Active => "active",
+        VolumeState::Degraded => "degraded",
+        VolumeState::Failed => "failed",
+    }
+}
+
+/// What clients are told to connect to.
+fn endpoint(serve: &Serve, port: u16) -> Result<Endpoint, Failure> {
+    let address = serve.advertise.as_deref().unwrap_or(&serve.listen);
+    let (host, wanted) = address.rsplit_once(':').ok_or_else(|| Failure::Address(address.to_owned()))?;
+    let wanted: u16 = wanted.parse().map_err(|_| Failure::Address(address.to_owned()))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    if serve.advertise.is_some() {
+        if host.is_empty() || wanted == 0 {
+            return Err(Failure::Address(address.to_owned()));
+        }
+        return Ok(Endpoint { host, port: wanted });
+    }
+    if matches!(host.as_str(), "" | "0.0.0.0" | "::") {
+        return Err(Failure::Unadvertised(serve.listen.clone()));
+    }
+    Ok(Endpoint { host, port })
+}
+
+fn ready() -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "ready")?;
+    out.flush()
+}

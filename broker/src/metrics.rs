@@ -46,7 +46,8 @@ impl Metrics {
         let requests = apis::SERVED
             .iter()
             .map(|api| {
-                let name = ApiKey::try_from(api.key).map_or_else(|()| api.key.to_string(), |k| format!("{k:?}"));
+                let name =
+                    ApiKey::try_from(api.key).map_or_else(|()| api.key.to_string(), |k| format!("{k:?}"));
                 (api.key, by_api.get_or_create_owned(&vec![("api", name)]))
             })
             .collect();
@@ -62,7 +63,8 @@ impl Metrics {
         let sent = counter("sent_bytes", "Bytes of responses sent from memory");
         let sent_by_kernel = counter("sendfile_bytes", "Bytes of records sent by sendfile");
         let sent_by_copy = counter("copied_bytes", "Bytes of records copied because sendfile could not");
-        let cold_steps = counter("sendfile_cold_steps", "sendfile steps that waited for a disk on a blocking thread");
+        let cold_steps =
+            counter("sendfile_cold_steps", "sendfile steps that waited for a disk on a blocking thread");
         let produced = counter("produced_bytes", "Bytes of record batches appended");
         Self {
             registry,

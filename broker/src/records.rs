@@ -217,7 +217,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(Bytes::from(noise));
+            drop(read(Bytes::from(noise)));
         }
 
         #[test]
@@ -225,7 +225,7 @@ mod tests {
             let mut bytes = BytesMut::from(&build(&[record("key", Some("value")), record("k2", None)], 5)[..]);
             let at = at % bytes.len();
             bytes[at] = to;
-            let _ = read(bytes.freeze());
+            drop(read(bytes.freeze()));
         }
     }
 }

@@ -34,9 +34,8 @@ impl Server {
 
     /// Serves until the broker stops, then drains.
     pub async fn run(self, broker: Arc<Broker>) {
-        let places = Arc::new(Semaphore::new(
-            (broker.config.max_connections as usize).min(Semaphore::MAX_PERMITS),
-        ));
+        let places =
+            Arc::new(Semaphore::new((broker.config.max_connections as usize).min(Semaphore::MAX_PERMITS)));
         let mut stopping = broker.stopping();
         let mut connections = JoinSet::new();
         let timers = tokio::spawn(Arc::clone(&broker.groups).run_timers());
@@ -53,16 +52,17 @@ impl Server {
                 _ = stopping.wait_for(|stop| *stop) => break,
             };
             match accepted {
-                Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => {
-                        let broker = Arc::clone(&broker);
-                        connections.spawn(async move {
-                            connection::serve(broker, stream, peer).await;
-                            drop(place);
-                        });
-                    }
-                    Err(_) => tracing::warn!(%peer, "refused: max.connections are open"),
-                },
+                Ok((stream, peer)) => {
+                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                        tracing::warn!(%peer, "refused: max.connections are open");
+                        continue;
+                    };
+                    let broker = Arc::clone(&broker);
+                    connections.spawn(async move {
+                        connection::serve(broker, stream, peer).await;
+                        drop(place);
+                    });
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(EXHAUSTED).await;

@@ -205,7 +205,11 @@ impl Coordinator {
             return Ok(topic);
         }
         let segment_bytes = self.segment_bytes.to_string();
-        let own = [("cleanup.policy", "compact"), ("compression.type", "producer"), ("segment.bytes", &segment_bytes)];
+        let own = [
+            ("cleanup.policy", "compact"),
+            ("compression.type", "producer"),
+            ("segment.bytes", &segment_bytes),
+        ];
         let config = self.store.topic_defaults().with(own)?;
         match self.store.create_topic(OFFSETS_TOPIC, self.partitions, config).await {
             Err(logstore::Error::TopicExists { .. }) => self
@@ -400,7 +404,8 @@ impl Coordinator {
             if inner.group.state() != State::Empty || !inner.group.is_idle() {
                 return Err(ResponseError::NonEmptyGroup);
             }
-            let offsets = inner.offsets.keys().map(|(topic, index)| records::offset(name, topic, *index, None));
+            let offsets =
+                inner.offsets.keys().map(|(topic, index)| records::offset(name, topic, *index, None));
             offsets.chain([records::group(name, None, 0)]).collect()
         };
         self.append(name, &tombstones).await.map_err(|error| coordinator_error(&error))?;
@@ -444,7 +449,7 @@ impl Coordinator {
             match next {
                 None => self.wake.notified().await,
                 Some(at) if at > now => tokio::select! {
-                    () = self.runtime.sleep(at - now) => {}
+                    () = self.runtime.sleep(at.saturating_sub(now)) => {}
                     () = self.wake.notified() => {}
                 },
                 Some(_) => {
@@ -573,7 +578,12 @@ impl Coordinator {
         let mut groups = self.groups.lock();
         let mut inner = cell.inner.lock();
         let empty = inner.group.is_idle() && inner.group.state() == State::Empty;
-        if empty && inner.offsets.is_empty() && inner.joins.is_empty() && inner.syncs.is_empty() && !inner.gone {
+        if empty
+            && inner.offsets.is_empty()
+            && inner.joins.is_empty()
+            && inner.syncs.is_empty()
+            && !inner.gone
+        {
             inner.gone = true;
             groups.remove(&cell.name);
         }

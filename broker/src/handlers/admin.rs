@@ -29,7 +29,10 @@ pub fn describe_configs(context: &Context, body: DescribeConfigsRequest) -> Resu
         let result = match resource.resource_type {
             TOPIC => topic(context, &resource, body.include_synonyms, body.include_documentation),
             BROKER => broker(context, &resource),
-            other => Err((ResponseError::InvalidRequest, format!("resources of type {other} have no configuration"))),
+            other => Err((
+                ResponseError::InvalidRequest,
+                format!("resources of type {other} have no configuration"),
+            )),
         };
         let described = match result {
             Ok(configs) => DescribeConfigsResult::default().with_error_code(OK).with_configs(configs),

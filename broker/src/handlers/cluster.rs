@@ -37,8 +37,8 @@ pub fn api_versions(context: &Context, body: &ApiVersionsRequest) -> Result<Resp
     let named = |name: &str| {
         !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.')
     };
-    let proper = context.version() < 3
-        || (named(&body.client_software_name) && named(&body.client_software_version));
+    let proper =
+        context.version() < 3 || (named(&body.client_software_name) && named(&body.client_software_version));
     let error = if proper { OK } else { ResponseError::InvalidRequest.code() };
     let keys = if proper { ranges() } else { Vec::new() };
     context.respond(&ApiVersionsResponse::default().with_error_code(error).with_api_keys(keys))
@@ -145,6 +145,7 @@ fn described(context: &Context, topic: &Arc<Topic>) -> MetadataResponseTopic {
 }
 
 /// Kafka's rule for topic names.
+#[must_use]
 pub fn is_legal(name: &str) -> bool {
     let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=249).contains(&name.len()) && name != "." && name != ".." && name.chars().all(letter)

@@ -169,9 +169,8 @@ pub async fn sync(context: Context, body: SyncGroupRequest) -> Result<Answer, En
 }
 
 fn synced(context: &Context, synced: Synced) -> Result<Response, EncodeError> {
-    let mut response = SyncGroupResponse::default()
-        .with_error_code(code(synced.refusal))
-        .with_assignment(synced.assignment);
+    let mut response =
+        SyncGroupResponse::default().with_error_code(code(synced.refusal)).with_assignment(synced.assignment);
     if context.version() >= 5 {
         response.protocol_type = synced.protocol_type.map(text);
         response.protocol_name = synced.protocol.map(text);
@@ -247,7 +246,9 @@ pub fn describe(context: &Context, body: DescribeGroupsRequest) -> Result<Respon
                 .with_group_state(text(group.state))
                 .with_protocol_type(text(group.protocol_type))
                 .with_protocol_data(text(group.protocol.clone()))
-                .with_members(group.members.iter().map(|m| described_member(m, &group.protocol, version)).collect()),
+                .with_members(
+                    group.members.iter().map(|m| described_member(m, &group.protocol, version)).collect(),
+                ),
             // From version 6 on (KIP-1043) unknown groups are an error; before, they are dead.
             None if version >= 6 => described
                 .with_group_state(text("Dead"))

@@ -209,7 +209,10 @@ fn fetched(context: &Context, group: &GroupId, wanted: Option<Vec<(String, Vec<i
         let of = |topic: &str, indexes: Vec<i32>| {
             indexes.into_iter().map(|i| answer(i, groups.committed(group, topic, i))).collect()
         };
-        return topics.into_iter().map(|(t, indexes)| (TopicName(text(t.clone())), of(&t, indexes))).collect();
+        return topics
+            .into_iter()
+            .map(|(t, indexes)| (TopicName(text(t.clone())), of(&t, indexes)))
+            .collect();
     }
     let mut all: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for (topic, index, committed) in groups.all_committed(group) {
@@ -217,4 +220,3 @@ fn fetched(context: &Context, group: &GroupId, wanted: Option<Vec<(String, Vec<i
     }
     all.into_iter().map(|(topic, partitions)| (TopicName(text(topic)), partitions)).collect()
 }
-

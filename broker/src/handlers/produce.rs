@@ -162,6 +162,7 @@ async fn committed(outcome: Outcome, deadline: tokio::time::Instant) -> Partitio
 
 /// Versions 0 to 2, which are advertised for old clients' sake and answered with `UNSUPPORTED_VERSION`. The codec
 /// does not know their layout, so it is written here.
+#[must_use]
 pub fn ancient(context: &Context, topics: &[(String, Vec<i32>)], acks: i16) -> Answer {
     if acks == 0 {
         return Answer::Close;
@@ -205,7 +206,9 @@ pub async fn init_producer_id(
         refused(ResponseError::InvalidRequest)
     } else {
         match context.broker.store.allocate_producer_id().await {
-            Ok(id) => InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0),
+            Ok(id) => {
+                InitProducerIdResponse::default().with_producer_id(ProducerId(id)).with_producer_epoch(0)
+            }
             Err(error) => {
                 tracing::error!(%error, "no producer id could be allocated");
                 refused(errors::kafka(&error))

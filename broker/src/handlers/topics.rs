@@ -172,16 +172,18 @@ async fn delete_one(
         return Err((error, "topic deletion is disabled: see delete.topic.enable".to_owned()));
     }
     let topic = match (&name, id.is_nil()) {
-        (Some(name), true) => broker
-            .store
-            .topic(name)
-            .ok_or_else(|| (ResponseError::UnknownTopicOrPartition, format!("there is no topic {}", &**name)))?,
+        (Some(name), true) => broker.store.topic(name).ok_or_else(|| {
+            (ResponseError::UnknownTopicOrPartition, format!("there is no topic {}", &**name))
+        })?,
         (None, false) => broker
             .store
             .topic_by_id(id)
             .ok_or_else(|| (ResponseError::UnknownTopicId, format!("there is no topic with id {id}")))?,
         _ => {
-            return Err((ResponseError::InvalidRequest, "name the topic by name or by id, not both".to_owned()));
+            return Err((
+                ResponseError::InvalidRequest,
+                "name the topic by name or by id, not both".to_owned(),
+            ));
         }
     };
     if is_internal(topic.name()) {

@@ -1,0 +1,127 @@
+//! The command line. What scripts rely on of it is a contract; `--help` explains the rest.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// The images that plain `broker` runs on.
+pub const DEFAULT_IMAGES: [&str; 4] =
+    ["images/disk0.img", "images/disk1.img", "images/disk2.img", "images/disk3.img"];
+
+/// The size of an image that plain `broker` makes.
+pub const DEFAULT_IMAGE_SIZE: u64 = 4 << 30;
+
+/// A Kafka-compatible log broker that owns its disks.
+#[derive(Debug, Parser)]
+#[command(name = "broker", version, about, long_about = None, after_help = AFTER)]
+pub struct Cli {
+    /// What to do; `serve` on the default images if left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const AFTER: &str = "Without a command: `broker serve --volume images/disk0.img … images/disk3.img`, \
+    with 4G images and the array made if absent.\n\
+    Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve Kafka clients from a RAID 10 volume, or from a directory; prints "ready" once it does.
+    Serve(Serve),
+}
+
+/// How to serve.
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    /// Member images or block devices of one RAID 10 array, in any order.
+    #[arg(long, num_args = 1.., value_name = "MEMBER", conflicts_with = "data_dir")]
+    pub volume: Vec<PathBuf>,
+    /// Keep segments as files in this directory instead of on a volume.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// If no member exists yet, make sparse image files of this size and an array on them (say 4G).
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "data_dir")]
+    pub create_size: Option<u64>,
+    /// Where Kafka clients connect.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    pub listen: String,
+    /// What clients are told to connect to, if not the listening address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Where metrics and status are served over HTTP.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9644")]
+    pub admin: String,
+    /// A properties file with Kafka's own key names.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One setting, over those of the file.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl Cli {
+    /// What to serve; the default images where nothing else is named.
+    #[must_use]
+    pub fn serve(self) -> Serve {
+        let mut serve = match self.command {
+            Some(Command::Serve(serve)) => serve,
+            None => Serve {
+                volume: Vec::new(),
+                data_dir: None,
+                create_size: None,
+                listen: "127.0.0.1:9092".to_owned(),
+                advertise: None,
+                admin: "127.0.0.1:9644".to_owned(),
+                config: None,
+                set: Vec::new(),
+            },
+        };
+        if serve.volume.is_empty() && serve.data_dir.is_none() {
+            serve.volume = DEFAULT_IMAGES.iter().map(PathBuf::from).collect();
+            serve.create_size = serve.create_size.or(Some(DEFAULT_IMAGE_SIZE));
+        }
+        serve
+    }
+}
+
+/// A size: a number of bytes, or one with K, M, G or T (powers of 1024).
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: write a number, or one with K, M, G or T, such as 4G");
+    let (digits, shift) = match text.char_indices().last().ok_or_else(wrong)? {
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        (at, 't' | 'T') => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("4G"), Ok(4 << 30));
+        assert_eq!(size("512k"), Ok(512 << 10));
+        assert_eq!(size("1000"), Ok(1000));
+        for wrong in ["", "G", "-1", "4GB", "0", "99999999999T", "1.5G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn nothing_named_means_the_default_images() {
+        let serve = Cli::try_parse_from(["broker"]).unwrap().serve();
+        assert_eq!(serve.volume.len(), 4);
+        assert_eq!(serve.create_size, Some(4 << 30));
+        let serve = Cli::try_parse_from(["broker", "serve", "--data-dir", "x"]).unwrap().serve();
+        assert!(serve.volume.is_empty());
+        let serve =
+            Cli::try_parse_from(["broker", "serve", "--volume", "a", "b", "--set", "x=1"]).unwrap().serve();
+        assert_eq!((serve.volume.len(), serve.create_size), (2, None));
+        assert!(Cli::try_parse_from(["broker", "serve", "--volume", "a", "--data-dir", "b"]).is_err());
+    }
+}
