@@ -200,6 +200,16 @@ pub struct Span {
     pub len: u64,
 }
 
+impl Span {
+    /// The span in two parts, cut at a sector; it must be longer than one.
+    #[must_use]
+    pub fn halves(self) -> [Self; 2] {
+        let cut = (self.len / 2).next_multiple_of(crate::superblock::SECTOR);
+        let second = Self { within: self.within + cut, at: self.at + cut, len: self.len - cut, ..self };
+        [Self { len: cut, ..self }, second]
+    }
+}
+
 /// The whole mapping of one array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Geometry {

@@ -12,9 +12,10 @@ use crate::device::{Durability, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::Span;
 use crate::member::Member;
+use crate::superblock::SECTOR;
 use crate::volume::{BLOCK, Inner, Verdict};
-use bytes::BytesMut;
-use futures_util::future::{Either, select};
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, join_all, select};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -112,71 +113,100 @@ pub(crate) async fn equalise(inner: &Arc<Inner>, range: Range<u64>) -> Result<()
     outcome
 }
 
-/// Makes what is unsynced of a window equal, under its range lock.
+/// Makes what is unsynced of a window equal, under its range lock. An error says that some of it stays unsynced.
 async fn equalise_window(inner: &Arc<Inner>, window: Range<u64>) -> Result<()> {
     let _entered = inner.enter()?;
     let _lock = inner.locks.lock(window.clone()).await;
     let ranges = inner.unsynced.lock().within(&window);
-    for range in ranges {
+    let mut failed: Vec<(Range<u64>, Error)> = Vec::new();
+    for range in &ranges {
         for span in inner.geometry.spans(range.start, range.end - range.start) {
-            equalise_span(inner, span).await?;
+            equalise_span(inner, span, &mut failed).await;
         }
-        // A leg that was taken out meanwhile is on record before what the others hold counts as the truth.
-        inner.recorded().await?;
-        let mut unsynced = inner.unsynced.lock();
-        unsynced.remove(&range);
-        inner.any_unsynced.store(!unsynced.is_empty(), Ordering::Release);
     }
-    Ok(())
+    // A leg that was taken out meanwhile is on record before what the others hold counts as the truth.
+    inner.recorded().await?;
+    let mut unsynced = inner.unsynced.lock();
+    for range in &ranges {
+        unsynced.remove(range);
+    }
+    for (range, _) in &failed {
+        unsynced.insert(range.clone());
+    }
+    inner.any_unsynced.store(!unsynced.is_empty(), Ordering::Release);
+    failed.pop().map_or(Ok(()), |(_, failure)| Err(failure))
 }
 
-/// Makes all copies of a span equal and durable. Where a target's disk is full, that target becomes the source: what
-/// it holds needs no new space anywhere it was written before.
-async fn equalise_span(inner: &Arc<Inner>, span: Span) -> Result<()> {
-    let mut first_source = 0;
-    let tries = inner.geometry.copies();
-    let mut outcome = Ok(());
-    for _ in 0..tries {
-        match copy_from(inner, span, first_source).await {
-            Ok(()) => return Ok(()),
-            Err((target, failure)) if failure.spares_device() && target != first_source => {
-                first_source = target;
-                outcome = Err(failure);
+/// Makes all copies of a span equal and durable; adds what could not be to `failed`.
+///
+/// Where no copy can be read as a whole, the span is halved, down to a sector: two legs that each lost another
+/// sector hold everything together.
+async fn equalise_span(inner: &Arc<Inner>, span: Span, failed: &mut Vec<(Range<u64>, Error)>) {
+    let mut left = vec![span];
+    while let Some(span) = left.pop() {
+        match equalise_piece(inner, span).await {
+            Ok(()) => {}
+            Err(Trouble::Unreadable(_)) if span.len > SECTOR => left.extend(span.halves()),
+            Err(Trouble::Unreadable(failure) | Trouble::Unwritable(_, failure)) => {
+                failed.push((span.at..span.at + span.len, failure));
             }
-            Err((_, failure)) => return Err(failure),
         }
     }
-    outcome
+}
+
+/// Why copies could not be made equal.
+enum Trouble {
+    /// No copy can be read as a whole.
+    Unreadable(Error),
+    /// The copy of this number could not be written.
+    Unwritable(usize, Error),
+}
+
+/// Makes copies equal. Where a target's disk is full, that target becomes the source: what it holds needs no new
+/// space anywhere it was written before.
+async fn equalise_piece(inner: &Arc<Inner>, span: Span) -> std::result::Result<(), Trouble> {
+    let mut first = 0;
+    for _ in 1..inner.geometry.copies() {
+        match copy_from(inner, span, first).await {
+            Err(Trouble::Unwritable(target, failure)) if failure.spares_device() && target != first => {
+                first = target;
+            }
+            outcome => return outcome,
+        }
+    }
+    copy_from(inner, span, first).await
 }
 
 /// Copies a span from the first readable copy, beginning with number `first` of the live ones in slot order, to all
-/// others. An error names the copy that failed.
-async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result::Result<(), (usize, Error)> {
+/// others.
+async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result::Result<(), Trouble> {
     let copies = inner.copies(span, true);
-    let mut contents: Vec<Option<BytesMut>> = Vec::with_capacity(copies.len());
+    if copies.len() == 1 {
+        // Nothing to compare with; whether it can be read is its reader's affair.
+        return Ok(());
+    }
+    let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(span.len as usize)));
     let mut last = Error::NoCopy { name: inner.name.clone(), at: span.at, len: span.len };
-    for (member, at) in &copies {
-        match member.device.read(*at, buffer(span.len as usize)).await {
-            Ok(bytes) => contents.push(Some(bytes)),
-            Err(failure) => {
+    let mut contents: Vec<Option<BytesMut>> = Vec::with_capacity(copies.len());
+    for ((member, _), outcome) in copies.iter().zip(join_all(reads).await) {
+        contents.push(outcome.map_or_else(
+            |failure| {
                 member.count_read_error();
                 last = failure;
-                contents.push(None);
-            }
-        }
+                None
+            },
+            Some,
+        ));
     }
-    let order = (0..copies.len()).map(|i| (first + i) % copies.len());
-    let Some((source, good)) = order.into_iter().find_map(|i| contents[i].take().map(|bytes| (i, bytes)))
-    else {
-        return Err((first, last));
+    let mut order = (0..copies.len()).map(|i| (first + i) % copies.len());
+    let Some((source, good)) = order.find_map(|i| contents[i].take().map(|bytes| (i, bytes))) else {
+        return Err(Trouble::Unreadable(last));
     };
     for (number, ((member, at), old)) in copies.iter().zip(contents).enumerate() {
-        if number == source || old.as_ref() == Some(&good) {
-            continue;
+        if number != source && old.as_ref() != Some(&good) {
+            let outcome = overwrite(inner, span, member, *at, old.as_ref(), &good).await;
+            outcome.map_err(|failure| Trouble::Unwritable(number, failure))?;
         }
-        overwrite(inner, span, member, *at, old.as_ref(), &good)
-            .await
-            .map_err(|failure| (number, failure))?;
     }
     Ok(())
 }
@@ -191,21 +221,9 @@ async fn overwrite(
     good: &BytesMut,
 ) -> Result<()> {
     let _tracked = inner.prepare(&(span.at..span.at + span.len)).await?;
-    let blocks = good.chunks(BLOCK as usize).enumerate().map(|(number, block)| {
-        let start = number * BLOCK as usize;
-        let same = old.is_some_and(|old| &old[start..start + block.len()] == block);
-        (start..start + block.len(), same)
-    });
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for (range, _) in blocks.filter(|(_, same)| !same) {
-        match runs.last_mut() {
-            Some(run) if run.end == range.start => run.end = range.end,
-            _ => runs.push(range),
-        }
-    }
     let mut outcome = Ok(());
-    for run in runs {
-        let bytes = bytes::Bytes::copy_from_slice(&good[run.clone()]);
+    for run in differing_runs(old, good) {
+        let bytes = Bytes::copy_from_slice(&good[run.clone()]);
         outcome = member.device.write(at + run.start as u64, bytes, Durability::Cached).await;
         if outcome.is_err() {
             break;
@@ -225,5 +243,39 @@ async fn overwrite(
             Verdict::Evicted => Ok(()),
             Verdict::Kept => Err(failure),
         },
+    }
+}
+
+/// Ranges of whole blocks in which two buffers of one length differ.
+fn differing_runs(old: Option<&BytesMut>, good: &BytesMut) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (number, block) in good.chunks(BLOCK as usize).enumerate() {
+        let range = number * BLOCK as usize..number * BLOCK as usize + block.len();
+        if old.is_some_and(|old| &old[range.clone()] == block) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == range.start => run.end = range.end,
+            _ => runs.push(range),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blocks_that_differ_are_copied() {
+        let good = BytesMut::zeroed(5 * BLOCK as usize + 10);
+        let mut old = good.clone();
+        assert!(differing_runs(Some(&old), &good).is_empty());
+        old[BLOCK as usize] = 1;
+        old[3 * BLOCK as usize - 1] = 1;
+        old[5 * BLOCK as usize + 9] = 1;
+        let block = BLOCK as usize;
+        assert_eq!(differing_runs(Some(&old), &good), vec![block..3 * block, 5 * block..5 * block + 10]);
+        assert_eq!(differing_runs(None, &good), vec![0..5 * block + 10]);
     }
 }

@@ -9,8 +9,9 @@ use crate::device::{Durability, Piece, buffer, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::geometry::{MemberOffset, Span};
 use crate::member::Member;
+use crate::superblock::SECTOR;
 use bytes::{Bytes, BytesMut};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -49,7 +50,7 @@ impl Inner {
                 member.count_read_error();
                 tracing::warn!(volume = %self.name, member = member.device.name(), %failure, "read failed");
                 let body = Arc::clone(self);
-                run_to_end(self, async move { body.recover(span, failure).await }).await
+                run_to_end(self, async move { body.recover(span).await }).await
             }
         }
     }
@@ -81,42 +82,66 @@ impl Inner {
             return Ok(());
         }
         let (body, range) = (Arc::clone(self), at..at + len);
-        match run_to_end(self, async move { crate::sync::equalise(&body, range).await }).await {
-            Err(failure) if !failure.spares_device() => Err(failure),
+        let outcome = run_to_end(self, async move { crate::sync::equalise(&body, range).await }).await;
+        match outcome {
+            // The trouble may have been with what lies around.
+            Err(failure) if !failure.spares_device() && self.may_differ(at, len) => Err(failure),
             _ => Ok(()),
         }
     }
 
     /// Reads a span whose preferred leg failed from another one, and rewrites the copies that cannot be read, all
-    /// under the range lock.
-    async fn recover(self: &Arc<Self>, span: Span, failure: Error) -> Result<BytesMut> {
+    /// under the range lock. Where no copy can be read as a whole, what each still has is put together.
+    async fn recover(self: &Arc<Self>, span: Span) -> Result<BytesMut> {
         let range = self.blocks(span.at, span.len);
         let _lock = self.locks.lock(range.clone()).await;
         // Whole blocks: a part of an unreadable block cannot be rewritten. They stay within the chunk.
-        let head = (span.at - range.start) as usize;
+        let head = span.at - range.start;
         let whole =
-            Span { within: span.within - head as u64, at: range.start, len: range.end - range.start, ..span };
-        let (mut good, mut bad, mut last) = (None, Vec::new(), failure);
-        for (member, at) in self.copies(whole, true) {
-            match member.device.read(at, buffer(whole.len as usize)).await {
-                Ok(bytes) if good.is_none() => good = Some(bytes),
-                // One good copy is enough; this read only showed that the other one can be read (again).
-                Ok(_) => {}
+            Span { within: span.within - head, at: range.start, len: range.end - range.start, ..span };
+        let mut wanted = buffer(whole.len as usize);
+        let mut left = vec![whole];
+        while let Some(piece) = left.pop() {
+            match self.recover_piece(piece).await {
+                Ok(good) => {
+                    let start = (piece.at - whole.at) as usize;
+                    wanted[start..start + good.len()].copy_from_slice(&good);
+                }
+                Err(_) if piece.len > SECTOR => left.extend(piece.halves()),
+                Err(failure) if piece.at < span.at + span.len && span.at < piece.at + piece.len => {
+                    return Err(failure);
+                }
+                // Lost, but not asked for.
+                Err(_) => {}
+            }
+        }
+        let mut wanted = wanted.split_off(head as usize);
+        wanted.truncate(span.len as usize);
+        Ok(wanted)
+    }
+
+    /// Reads all copies of a piece, returns the first good one in slot order, and rewrites those that failed.
+    async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
+        let copies = self.copies(piece, true);
+        let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(piece.len as usize)));
+        let outcomes = join_all(reads).await;
+        let (mut good, mut bad, mut last) = (None, Vec::new(), self.no_copy(piece));
+        for (copy, outcome) in copies.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(bytes) => {
+                    good.get_or_insert(bytes);
+                }
                 Err(failure) => {
-                    bad.push((member, at));
+                    bad.push(copy);
                     last = failure;
                 }
             }
         }
-        let Some(good) = good else { return Err(last) };
-        let good = good.freeze();
-        if !self.read_only && !bad.is_empty() && self.refuse_if_lost().is_ok() {
-            self.rewrite(&range, &good, bad).await?;
+        let good = good.ok_or(last)?.freeze();
+        if !bad.is_empty() && !self.read_only {
+            self.rewrite(&(piece.at..piece.at + piece.len), &good, bad).await?;
         }
-        let mut wanted = BytesMut::from(good);
-        let mut wanted = wanted.split_off(head);
-        wanted.truncate(span.len as usize);
-        Ok(wanted)
+        Ok(good)
     }
 
     /// Writes good bytes over bad copies and reads them back. A rewrite that is torn by a power cut would be a
@@ -127,8 +152,11 @@ impl Inner {
         good: &Bytes,
         bad: Vec<(&Member, u64)>,
     ) -> Result<()> {
-        // While the volume is being stopped, nothing is changed any more.
+        // While the volume is being stopped, or after it has failed, nothing is changed any more.
         let Ok(_entered) = self.enter() else { return Ok(()) };
+        if self.refuse_if_lost().is_err() {
+            return Ok(());
+        }
         let _tracked = match self.prepare(range).await {
             Ok(tracked) => tracked,
             Err(failure) => {
