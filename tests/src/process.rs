@@ -11,7 +11,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -401,11 +401,21 @@ pub fn eventually<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Opti
     }
 }
 
-/// Whether this is a quick run (`tests/run --quick`): no VM, no long loops. A test that leaves something out because
-/// of it says so on stderr.
+/// Whether this is a quick run (`tests/run --quick`): no VM, no peers that must be installed, no long loops.
 #[must_use]
 pub fn quick() -> bool {
     std::env::var_os("DECALOG_QUICK").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// In a quick run, says that `what` is left out, and gives true: nothing is skipped silently.
+#[must_use]
+pub fn left_out(what: &str) -> bool {
+    if quick() {
+        // Not `eprintln!`, which the test harness swallows when the test passes.
+        let line = format!("\nleft out by --quick: {what}\n");
+        std::io::stderr().write_all(line.as_bytes()).expect("stderr can be written");
+    }
+    quick()
 }
 
 fn wait_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
