@@ -281,7 +281,8 @@ impl Register {
         }
         // Which write it was can't be told when several wrote the same: then only what all of them promise is promised.
         let sources = candidates.iter().map(|i| &self.entries[*i]);
-        let fits = |e: &&Entry| if exact { e.value == seen } else { !any || e.value == Value::Anything };
+        // A discard may have been the one, too: it leaves anything, also what another write has left.
+        let fits = |e: &&Entry| !exact && !any || e.value == seen || e.value == Value::Anything;
         let sources: Vec<&Entry> = sources.filter(fits).collect();
         let settled = Entry {
             id: now,
