@@ -62,7 +62,7 @@ pub enum Error {
         operation: Operation,
     },
     /// The operating system, or a simulated disk, failed an operation.
-    #[error("{device}: {operation} of {len} bytes at {at} failed: {errno}")]
+    #[error("{device}: {operation} of {len} bytes at {at} failed: {}", words(*errno))]
     Io {
         /// Path or name of the device.
         device: String,
@@ -75,6 +75,14 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// A file or block device could not be opened.
+    #[error("cannot open {device}: {}{}", words(*errno), open_hint(*errno))]
+    Open {
+        /// Path of the device.
+        device: String,
+        /// What the system said.
+        errno: Errno,
+    },
     /// Somebody else listens there.
     #[error("cannot listen on {address}: it is in use; stop who holds it or choose another address")]
     AddressInUse {
@@ -82,7 +90,7 @@ pub enum Error {
         address: String,
     },
     /// A socket could not be set up.
-    #[error("cannot listen on {address}: {errno}")]
+    #[error("cannot listen on {address}: {}", words(*errno))]
     Listen {
         /// As the user wrote it.
         address: String,
@@ -212,6 +220,66 @@ pub enum Error {
         /// What was found on it.
         what: String,
     },
+    /// A member to be is not there, and nothing says how large it should be made.
+    #[error("{device} does not exist; check the path, or make it with --size")]
+    NoSuchMember {
+        /// Path of the device.
+        device: String,
+    },
+    /// Of all members that were named, none is there.
+    #[error("none of the named members exists ({}); check the paths", .0.join(", "))]
+    NoneExists(Vec<String>),
+    /// The directory of served volumes cannot be used.
+    #[error("cannot use the runtime directory {path}: {}; set RAID10_RUNTIME_DIR to one of your own", words(*errno))]
+    RuntimeDir {
+        /// Where it should be.
+        path: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// No process serves what was asked for.
+    #[error("{volume} is not being served (looked in {}); {hint}", .dir)]
+    NotServed {
+        /// As the user named it.
+        volume: String,
+        /// The runtime directory.
+        dir: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Several served volumes have the name.
+    #[error("several served volumes are called {name}; use the UUID: {}", .uuids.join(", "))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Who has it.
+        uuids: Vec<String>,
+    },
+    /// A control socket that cannot be connected to.
+    #[error("cannot reach the process that serves the volume at {socket}: {}", words(*errno))]
+    ControlUnreachable {
+        /// Path of the socket.
+        socket: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// A control connection that broke or made no sense.
+    #[error("the process that serves the volume at {socket} gave no proper answer: {cause}")]
+    ControlBroken {
+        /// Path of the socket.
+        socket: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The system does not give this process what it needs to run (threads, signals).
+    #[error("cannot start: {}", words(*errno))]
+    Runtime {
+        /// What the system said.
+        errno: Errno,
+    },
+    /// What the process that serves a volume answered.
+    #[error("{0}")]
+    Remote(String),
     /// The volume is being stopped.
     #[error("volume {name} is stopped")]
     Stopped {
@@ -243,6 +311,21 @@ fn stale_hint(stale: &[String]) -> String {
     if stale.is_empty() { String::new() } else { format!(" ({} is out of date)", stale.join(", ")) }
 }
 
+/// What the system calls an errno, without its number.
+fn words(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+fn open_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOENT => "; check the path",
+        Errno::ACCESS | Errno::PERM => "; run as a user who may read and write it",
+        Errno::NOTBLK | Errno::ISDIR => "; a member is a regular file or a block device",
+        _ => "",
+    }
+}
+
 impl Error {
     /// The errno a client of a block device expects for this cause.
     #[must_use]
@@ -250,7 +333,13 @@ impl Error {
         match self {
             Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. } => Errno::NOSPC,
             Self::ReadOnly { .. } => Errno::PERM,
-            Self::Io { errno, .. } | Self::Listen { errno, .. } => *errno,
+            Self::Io { errno, .. }
+            | Self::Open { errno, .. }
+            | Self::Listen { errno, .. }
+            | Self::RuntimeDir { errno, .. }
+            | Self::Runtime { errno }
+            | Self::ControlUnreachable { errno, .. } => *errno,
+            Self::NoSuchMember { .. } | Self::NoneExists(_) | Self::NotServed { .. } => Errno::NOENT,
             Self::AddressInUse { .. } => Errno::ADDRINUSE,
             Self::UnknownHost { .. } => Errno::ADDRNOTAVAIL,
             Self::PlaintextRemote { .. } => Errno::ACCESS,
@@ -264,11 +353,14 @@ impl Error {
             | Self::Geometry(_)
             | Self::LayoutNotCreated(_)
             | Self::Name(_)
+            | Self::Ambiguous { .. }
             | Self::TooSmall { .. }
             | Self::HoldsData { .. } => Errno::INVAL,
             Self::Superblock { .. }
             | Self::Bitmap { .. }
             | Self::Diverged { .. }
+            | Self::ControlBroken { .. }
+            | Self::Remote(_)
             | Self::NotEnoughMembers { .. }
             | Self::Failed { .. }
             | Self::NoCopy { .. } => Errno::IO,

@@ -18,6 +18,8 @@
 //! - [`status`]: what a volume says about itself.
 //! - [`create`], [`examine`]: making arrays, and looking at members offline.
 //! - [`nbd`]: any device served to NBD clients.
+//! - [`control`]: steering a served volume from outside.
+//! - [`cli`]: the `raid10` command.
 
 pub mod error;
 pub mod runtime;
@@ -41,5 +43,8 @@ pub mod examine;
 
 pub mod nbd;
 mod socket;
+
+pub mod cli;
+pub mod control;
 
 pub use error::{Error, Result};

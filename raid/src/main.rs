@@ -1,3 +1,5 @@
 //! The `raid10` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    raid::cli::main()
+}

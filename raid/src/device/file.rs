@@ -36,8 +36,7 @@ impl FileDevice {
     /// Opens `path`, which must exist.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
         let name = path.display().to_string();
-        let failed =
-            |errno| Error::Io { device: name.clone(), operation: Operation::Open, at: 0, len: 0, errno };
+        let failed = |errno| Error::Open { device: name.clone(), errno };
         let file = File::options()
             .read(true)
             .write(mode == OpenMode::ReadWrite)

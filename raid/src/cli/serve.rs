@@ -1,0 +1,161 @@
+//! `raid10 serve`: assembles a volume, exports it over NBD, and stays until it is told to stop.
+//!
+//! The order matters: addresses are taken before any member is opened (a taken port must not touch the array), the
+//! control socket exists before the first client can write, and `ready` is printed when both accept connections.
+
+use super::{log_to_stderr, runtime, say};
+use crate::control::{self, ControlServer, StopHandle, make_runtime_dir, runtime_dir};
+use crate::device::{Device, FileDevice, OpenMode};
+use crate::error::{Error, Result};
+use crate::nbd::{Address, Export, Exports, Limits, Listeners, Server};
+use crate::runtime::TokioRuntime;
+use crate::status::MemberState;
+use crate::volume::{AssembleOptions, Volume};
+use rustix::io::Errno;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Threads that run connections; file I/O that blocks has its own.
+const WORKERS: usize = 2;
+/// Threads for file I/O that blocks. Each member can use several at once; more than the disks can do is waste.
+const BLOCKING_THREADS: usize = 64;
+
+/// Serve a volume over NBD, in the foreground.
+///
+/// Exports it as "" and under its name, and prints "ready" once it accepts connections. SIGTERM, SIGINT and
+/// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0.
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// The array's files or block devices, in any order. One that does not exist is done without, if that is safe.
+    #[arg(required = true, value_name = "MEMBER")]
+    members: Vec<PathBuf>,
+    /// Where to listen: unix:PATH or tcp:HOST:PORT. Default: UUID.nbd in the runtime directory.
+    #[arg(long, value_name = "ADDRESS")]
+    nbd: Vec<Address>,
+    /// Refuse every change; write nothing to the members.
+    #[arg(long)]
+    read_only: bool,
+    /// Allow TCP addresses that other machines reach, though everything is sent in plain text.
+    #[arg(long)]
+    allow_plaintext_remote: bool,
+}
+
+pub(super) fn run(serve: Serve) -> Result<()> {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    threads.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS);
+    runtime(threads)?.block_on(serve.run())
+}
+
+impl Serve {
+    async fn run(self) -> Result<()> {
+        let mut signals = Signals::new()?;
+        let mut listeners = Listeners::bind(&self.nbd, self.allow_plaintext_remote).await?;
+        let members = open_members(&self.members, self.read_only)?;
+        let options = AssembleOptions { read_only: self.read_only };
+        let volume = Volume::assemble(members, options, Arc::new(TokioRuntime::current())).await?;
+        let stop = StopHandle::new();
+        let ready = async {
+            if self.nbd.is_empty() {
+                let address = default_address(&volume)?;
+                listeners = Listeners::bind(&[address], self.allow_plaintext_remote).await?;
+            }
+            control::serve(Arc::clone(&volume), stop.clone()).await
+        };
+        let control = match ready.await {
+            Ok(control) => control,
+            Err(error) => {
+                // Nobody has used the volume yet; what the start itself began is put in order.
+                volume.stop().await?;
+                return Err(error);
+            }
+        };
+        if std::env::var_os(tracing_subscriber::EnvFilter::DEFAULT_ENV).is_none() {
+            log_to_stderr();
+        }
+        announce(&volume, &listeners, &control);
+        let server = Server::start(listeners, Exports::single(self.export(&volume)), Limits::standard());
+        say("ready");
+        tokio::select! {
+            () = signals.any() => stop.request(),
+            () = stop.requested() => {}
+        }
+        tracing::info!("stopping");
+        server.stop().await;
+        let outcome = volume.stop().await;
+        stop.report(&outcome);
+        control.close().await;
+        outcome
+    }
+
+    fn export(&self, volume: &Arc<Volume>) -> Export {
+        let status = volume.status();
+        Export {
+            description: format!("RAID 10 volume {}, {}", status.uuid, status.layout),
+            name: status.name,
+            device: Arc::clone(volume) as Arc<dyn Device>,
+            read_only: self.read_only,
+        }
+    }
+}
+
+/// Opens what is there. What is not is the array's to miss.
+fn open_members(paths: &[PathBuf], read_only: bool) -> Result<Vec<Arc<dyn Device>>> {
+    let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let mut members: Vec<Arc<dyn Device>> = Vec::with_capacity(paths.len());
+    for path in paths {
+        match FileDevice::open(path, mode) {
+            Ok(member) => members.push(Arc::new(member)),
+            Err(Error::Open { errno: Errno::NOENT, .. }) => {
+                tracing::warn!("{} does not exist: starting without it", path.display());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if members.is_empty() {
+        return Err(Error::NoneExists(paths.iter().map(|path| path.display().to_string()).collect()));
+    }
+    Ok(members)
+}
+
+fn default_address(volume: &Volume) -> Result<Address> {
+    let dir = runtime_dir();
+    make_runtime_dir(&dir)?;
+    Ok(Address::Unix(dir.join(format!("{}.nbd", volume.uuid()))))
+}
+
+fn announce(volume: &Volume, listeners: &Listeners, control: &ControlServer) {
+    let status = volume.status();
+    tracing::info!(uuid = %status.uuid, control = %control.path().display(), "serving {}", status.name);
+    for uri in listeners.uris() {
+        tracing::info!("export at {uri}");
+    }
+    for member in status.members.iter().filter(|member| member.state != MemberState::InSync) {
+        let slot = member.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
+        tracing::warn!(slot, path = member.path, "member {:?}", member.state);
+    }
+}
+
+/// The signals that end a server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Error::Runtime {
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
+            })
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

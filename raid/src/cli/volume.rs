@@ -1,0 +1,78 @@
+//! What VOLUME means on the command line: an array's name, its UUID, or the path of any member, served or not.
+
+use super::examine::examine_path;
+use crate::control::{Client, client, runtime_dir};
+use crate::error::{Error, Result};
+use crate::examine::Examined;
+use crate::status::Status;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// A volume that was found.
+pub(super) enum Found {
+    /// Some process serves it.
+    Served(Client, Box<Status>),
+    /// Nobody does; this is what the member that was named says.
+    Offline(Box<Examined>),
+}
+
+/// Finds a volume. A path that exists is a member; anything else is looked for among the served volumes.
+pub(super) async fn find(volume: &str) -> Result<Found> {
+    let path = Path::new(volume);
+    if path.exists() {
+        let member = examine_path(path).await?;
+        let client = Client::of(member.uuid);
+        return Ok(match client.status().await? {
+            Some(status) => Found::Served(client, Box::new(status)),
+            None => Found::Offline(Box::new(member)),
+        });
+    }
+    let uuid = parse_uuid(volume);
+    let mut matching: Vec<(Client, Status)> = client::served()
+        .await?
+        .into_iter()
+        .filter(|(_, status)| Some(status.uuid) == uuid || status.name == volume || has_member(status, path))
+        .collect();
+    if matching.len() > 1 {
+        let uuids = matching.iter().map(|(_, status)| status.uuid.to_string()).collect();
+        return Err(Error::Ambiguous { name: volume.to_owned(), uuids });
+    }
+    let (client, status) = matching.pop().ok_or_else(|| {
+        not_served(volume, "a volume that is not served is found by the path of a member only")
+    })?;
+    Ok(Found::Served(client, Box::new(status)))
+}
+
+pub(super) fn not_served(volume: &str, hint: &'static str) -> Error {
+    Error::NotServed { volume: volume.to_owned(), dir: runtime_dir().display().to_string(), hint }
+}
+
+/// A UUID as everybody writes it, md with colons too.
+fn parse_uuid(text: &str) -> Option<Uuid> {
+    Uuid::parse_str(&text.replace(':', "")).ok()
+}
+
+/// Whether the path names a member that has gone since.
+fn has_member(status: &Status, path: &Path) -> bool {
+    let absolute = |path: &Path| -> Option<PathBuf> { std::path::absolute(path).ok() };
+    let wanted = absolute(path);
+    wanted.is_some() && status.members.iter().any(|member| absolute(Path::new(&member.path)) == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_in_every_spelling() {
+        let uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+        for text in [
+            "12345678-9abc-def0-1234-56789abcdef0",
+            "123456789ABCDEF0123456789ABCDEF0",
+            "12345678:9abcdef0:12345678:9abcdef0",
+        ] {
+            assert_eq!(parse_uuid(text), Some(uuid));
+        }
+        assert_eq!(parse_uuid("vol"), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! Steering a volume that is being served, from outside the process that serves it: HTTP and JSON over a Unix socket
+//! named after the volume's UUID in the runtime directory. `raid10 serve` and `broker serve` listen ([`serve`]), the
+//! command line is the client ([`Client`]).
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /status` | [`Status`](crate::status::Status), the document of `raid10 status --json` |
+//! | `POST /stop` | `{}` once the volume is flushed and marked clean |
+//!
+//! A failure is answered with status 4xx (the request is at fault) or 5xx and `{"error": "a sentence"}`. Further
+//! commands on a live volume are further routes of [`server`], each with its method of [`Client`].
+//!
+//! Invariants: only the owner can connect (directory 0700 if made here, socket 0600). The socket exists while the
+//! server lives; a dead server's is taken over by the next one, and told from a living one by connecting.
+
+pub mod client;
+pub mod server;
+
+pub use client::Client;
+pub use server::{ControlServer, StopHandle, serve};
+
+use crate::error::{Error, Result};
+use rustix::io::Errno;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// What a control socket's name ends with, after the UUID.
+const SUFFIX: &str = "sock";
+
+/// Where served volumes are found: `$RAID10_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/raid10`, else `/run/raid10`.
+#[must_use]
+pub fn runtime_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("RAID10_RUNTIME_DIR")
+        .or_else(|| set("XDG_RUNTIME_DIR").map(|dir| dir.join("raid10")))
+        .unwrap_or_else(|| "/run/raid10".into())
+}
+
+/// Makes the runtime directory if it is not there, for its owner only.
+pub fn make_runtime_dir(dir: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| Error::RuntimeDir {
+        path: dir.display().to_string(),
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    })
+}
+
+/// The control socket of a volume.
+fn socket_path(dir: &Path, volume: Uuid) -> PathBuf {
+    dir.join(format!("{volume}.{SUFFIX}"))
+}
