@@ -30,7 +30,7 @@ pub(super) fn show(bytes: u64) -> String {
             (unit, scale) = (name, 1 << shift);
         }
     }
-    if bytes % scale == 0 {
+    if bytes.is_multiple_of(scale) {
         format!("{} {unit}", bytes / scale)
     } else {
         format!("{:.1} {unit}", bytes as f64 / scale as f64)
