@@ -310,27 +310,18 @@ impl Ledger {
     /// The store is open again, with these topics: name, id, partitions.
     pub fn reopened(&mut self, found: &[(String, Uuid, u32)]) {
         for (name, id, partitions) in found {
-            match self.topics.get(id) {
-                Some(topic) => {
-                    let holds = topic.deletion != Deletion::Done
-                        && topic.name == *name
-                        && topic.partitions == *partitions;
-                    let what = format!("after a reopen {name} ({id}) has {partitions} partitions: {topic:?}");
-                    self.demand(holds, || what);
-                    // It was not deleted after all.
-                    if let Some(topic) = self.topics.get_mut(id) {
-                        topic.deletion = Deletion::No;
-                    }
-                }
-                None => {
-                    let asked = self.creating.get(name) == Some(partitions);
-                    self.demand(asked, || {
-                        format!("after a reopen there is {name} ({id}), which nobody made")
-                    });
-                    let state =
-                        TopicState { name: name.clone(), partitions: *partitions, deletion: Deletion::No };
-                    self.topics.insert(*id, state);
-                }
+            if let Some(topic) = self.topics.get_mut(id) {
+                let same = topic.name == *name && topic.partitions == *partitions;
+                let what = format!("after a reopen {name} ({id}) has {partitions} partitions: {topic:?}");
+                let holds = same && topic.deletion != Deletion::Done;
+                // It was not deleted after all.
+                topic.deletion = Deletion::No;
+                self.demand(holds, || what);
+            } else {
+                let asked = self.creating.get(name) == Some(partitions);
+                self.demand(asked, || format!("after a reopen there is {name} ({id}), which nobody made"));
+                let (name, partitions) = (name.clone(), *partitions);
+                self.topics.insert(*id, TopicState { name, partitions, deletion: Deletion::No });
             }
         }
         self.creating.clear();
@@ -393,6 +384,10 @@ fn batch(id: u64, count: u32, size: usize, stamp: Option<Stamp>, now: i64) -> By
         timestamp: now,
         key: None,
         value: Some(value.clone()),
+        #[allow(
+            clippy::default_trait_access,
+            reason = "its type belongs to a crate that is not ours to name"
+        )]
         headers: Default::default(),
     };
     let records: Vec<Record> = (0..count).map(record).collect();

@@ -279,10 +279,9 @@ impl Register {
         if in_flight || candidates.len() == 1 && !any {
             return Ok(());
         }
-        // Which write it was can't be told when several wrote the same: then only what all of them promise is promised.
+        // Which write it was can't be told when several may have left the same: then only what all of them promise is.
         let sources = candidates.iter().map(|i| &self.entries[*i]);
-        // A discard may have been the one, too: it leaves anything, also what another write has left.
-        let fits = |e: &&Entry| !exact && !any || e.value == seen || e.value == Value::Anything;
+        let fits = |e: &&Entry| e.value == seen || e.value == Value::Anything || !exact && !any;
         let sources: Vec<&Entry> = sources.filter(fits).collect();
         let settled = Entry {
             id: now,

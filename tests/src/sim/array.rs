@@ -1,0 +1,207 @@
+//! An array of simulated disks with the model that judges it: made once, copied as often as a test likes.
+
+use super::clients::Witness;
+use super::disk::{SimDisk, SimDiskOptions};
+use super::executor::{PowerCut, Sim};
+use super::rng::Rng;
+use super::surface::SECTOR;
+use raid::create::{CreateOptions, create};
+use raid::device::Device;
+use raid::geometry::Layout;
+use raid::status::MemberState;
+use raid::volume::{AssembleOptions, Volume};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where the superblock is.
+pub const SUPERBLOCK: Range<u64> = 4096..8192;
+/// Where the bitmap is, as `raid::create` places it on small members.
+pub const BITMAP: Range<u64> = 8192..12288;
+/// Where the data area begins, as `raid::create` places it on small members.
+pub const DATA: u64 = 1 << 20;
+/// The bitmap header's field of bytes a region.
+const REGION_AT: u64 = BITMAP.start + 52;
+/// The bitmap's first bit.
+const BITS_AT: u64 = BITMAP.start + 256;
+
+/// What an array looks like.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Members, near-2.
+    pub members: usize,
+    /// Bytes a chunk.
+    pub chunk: u64,
+    /// Chunks a member holds.
+    pub chunks: u64,
+    /// Bytes a bitmap region; `raid::create` would make one region of the whole.
+    pub region: u64,
+    /// How its disks behave.
+    pub disks: SimDiskOptions,
+    /// Whether its copies count as equal from the start.
+    pub clean: bool,
+}
+
+impl Shape {
+    /// Bytes the array holds.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.chunks * self.members as u64 / 2 * self.chunk
+    }
+}
+
+/// Disks in a machine, and what may be on them.
+pub struct Rig {
+    /// How it was made.
+    pub shape: Shape,
+    /// The machine.
+    pub sim: Sim,
+    /// The members, by slot.
+    pub disks: Vec<Arc<SimDisk>>,
+    /// The judge.
+    pub witness: Arc<Witness>,
+}
+
+impl Rig {
+    /// Makes an array on new disks.
+    #[must_use]
+    pub fn create(shape: Shape, seed: u64) -> Self {
+        let sim = Sim::new(seed);
+        let size = DATA + shape.chunks * shape.chunk;
+        let name = |slot: usize| format!("disk{slot}");
+        let disks: Vec<_> =
+            (0..shape.members).map(|slot| sim.disk(&name(slot), size, shape.disks.clone())).collect();
+        let witness = Witness::new(shape.size() / SECTOR, shape.disks.torn > 0);
+        let rig = Self { shape, sim, disks, witness };
+        let options = CreateOptions {
+            name: "sim".to_owned(),
+            layout: Layout::near(2),
+            chunk: rig.shape.chunk,
+            assume_clean: rig.shape.clean,
+            force: false,
+        };
+        let made = create_on(&rig, &options);
+        rig.sim.block_on(made).expect("no cut is set").expect("blank disks make an array");
+        rig.shrink_regions();
+        rig
+    }
+
+    /// Gives the bitmap smaller regions, as `mdadm --bitmap-chunk` would have.
+    fn shrink_regions(&self) {
+        let regions = self.shape.size().div_ceil(self.shape.region);
+        for disk in &self.disks {
+            disk.poke(REGION_AT, &(self.shape.region as u32).to_le_bytes());
+            if !self.shape.clean {
+                for bit in 0..regions {
+                    let at = BITS_AT + bit / 8;
+                    let byte = disk.peek(at, 1)[0] | 1 << (bit % 8);
+                    disk.poke(at, &[byte]);
+                }
+            }
+        }
+    }
+
+    /// The same disks, content and cache, in a machine of its own with another seed, and a witness of its own.
+    #[must_use]
+    pub fn fork(&self, seed: u64) -> Self {
+        let sim = Sim::new(seed);
+        let disks = self.disks.iter().map(|disk| sim.install(disk.copy())).collect();
+        Self { shape: self.shape.clone(), sim, disks, witness: self.witness.fork() }
+    }
+
+    /// Devices of the present boot for some slots, in the order given.
+    #[must_use]
+    pub fn plug(&self, slots: &[usize]) -> Vec<Arc<dyn Device>> {
+        slots.iter().map(|slot| self.sim.plug(&self.disks[*slot])).collect()
+    }
+
+    /// All slots.
+    #[must_use]
+    pub fn slots(&self) -> Vec<usize> {
+        (0..self.shape.members).collect()
+    }
+
+    /// Assembles the array from `members`.
+    pub async fn assemble(&self, members: Vec<Arc<dyn Device>>) -> raid::Result<Arc<Volume>> {
+        Volume::assemble(members, AssembleOptions { read_only: false }, self.sim.runtime()).await
+    }
+
+    /// Boots, assembles from these slots and reads everything; panics if the array does not start or the model
+    /// objects. Returns which slots the array then calls in sync. The volume is dropped without a stop.
+    #[allow(clippy::must_use_candidate, reason = "the check is what it is called for")]
+    pub fn check_with(&self, slots: &[usize]) -> Vec<usize> {
+        let outcome = self.sim.block_on(async {
+            match self.assemble(self.plug(slots)).await {
+                Ok(volume) => {
+                    self.witness.read_all(&*volume).await;
+                    volume.status()
+                }
+                Err(error) => panic!("slots {slots:?} do not start: {error}"),
+            }
+        });
+        let status = outcome.expect("no cut is set");
+        if let Some(violation) = self.witness.violation() {
+            panic!("with slots {slots:?}: {violation}");
+        }
+        let in_sync = status.members.iter().filter(|member| member.state == MemberState::InSync);
+        in_sync.filter_map(|member| member.slot).collect()
+    }
+
+    /// The power goes, wherever it is.
+    pub fn cut(&self) {
+        self.sim.cut_now();
+        self.witness.power_cut();
+    }
+
+    /// Sets of members that may fail together: of each set of mirrors one member stays. (Slots next to each other
+    /// are mirrors, in pairs if the members are even, else around a ring.)
+    #[must_use]
+    pub fn victims(&self, rng: &mut Rng) -> Vec<usize> {
+        let members = self.shape.members;
+        if members.is_multiple_of(2) {
+            let pairs = (0..members / 2).filter(|pair| members == 2 || *pair == 0 || rng.one_in(1, 2));
+            pairs.collect::<Vec<_>>().into_iter().map(|pair| pair * 2 + rng.below(2) as usize).collect()
+        } else {
+            vec![rng.below(members as u64) as usize]
+        }
+    }
+
+    /// All sets of members that the array can do without, from nobody to the largest.
+    #[must_use]
+    pub fn dispensable(&self) -> Vec<Vec<usize>> {
+        let members = self.shape.members;
+        let mirrors = |a: usize, b: usize| {
+            if members.is_multiple_of(2) {
+                a / 2 == b / 2
+            } else {
+                (a + 1) % members == b || (b + 1) % members == a
+            }
+        };
+        let fits = |set: &Vec<usize>| !set.iter().any(|a| set.iter().any(|b| a != b && mirrors(*a, *b)));
+        let sets = (0..1u32 << members)
+            .map(|bits| (0..members).filter(|slot| bits >> slot & 1 == 1).collect::<Vec<_>>());
+        sets.filter(fits).collect()
+    }
+
+    /// All slots but these.
+    #[must_use]
+    pub fn without(&self, gone: &[usize]) -> Vec<usize> {
+        self.slots().into_iter().filter(|slot| !gone.contains(slot)).collect()
+    }
+}
+
+async fn create_on(rig: &Rig, options: &CreateOptions) -> raid::Result<()> {
+    create(&rig.plug(&rig.slots()), options, &*rig.sim.runtime()).await.map(drop)
+}
+
+/// Takes a cut of the power in stride: tells the witness, and says whether it came.
+pub fn cut_came<T>(outcome: &Result<T, PowerCut>, witness: &Witness, killed: bool) -> bool {
+    if outcome.is_ok() {
+        return false;
+    }
+    if killed {
+        witness.process_killed();
+    } else {
+        witness.power_cut();
+    }
+    true
+}
