@@ -7,3 +7,5 @@ pub mod clients;
 pub mod nbd;
 pub mod process;
 pub mod sim;
+pub mod vm;
+pub mod volumes;
