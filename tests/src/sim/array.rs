@@ -9,6 +9,7 @@ use raid::create::{CreateOptions, create};
 use raid::device::Device;
 use raid::geometry::Layout;
 use raid::status::MemberState;
+use raid::superblock::Superblock;
 use raid::volume::{AssembleOptions, Volume};
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub struct Rig {
     pub disks: Vec<Arc<SimDisk>>,
     /// The judge.
     pub witness: Arc<Witness>,
+    /// Slots whose members the test treats badly: the others must do without them.
+    pub victims: Vec<usize>,
 }
 
 impl Rig {
@@ -71,7 +74,7 @@ impl Rig {
         let disks: Vec<_> =
             (0..shape.members).map(|slot| sim.disk(&name(slot), size, shape.disks.clone())).collect();
         let witness = Witness::new(shape.size() / SECTOR, shape.disks.torn > 0);
-        let rig = Self { shape, sim, disks, witness };
+        let rig = Self { shape, sim, disks, witness, victims: Vec::new() };
         let options = CreateOptions {
             name: "sim".to_owned(),
             layout: Layout::near(2),
@@ -105,7 +108,8 @@ impl Rig {
     pub fn fork(&self, seed: u64) -> Self {
         let sim = Sim::new(seed);
         let disks = self.disks.iter().map(|disk| sim.install(disk.copy())).collect();
-        Self { shape: self.shape.clone(), sim, disks, witness: self.witness.fork() }
+        let (shape, victims) = (self.shape.clone(), self.victims.clone());
+        Self { shape, sim, disks, witness: self.witness.fork(), victims }
     }
 
     /// Devices of the present boot for some slots, in the order given.
@@ -125,23 +129,40 @@ impl Rig {
         Volume::assemble(members, AssembleOptions { read_only: false }, self.sim.runtime()).await
     }
 
+    /// Assembles the array as it must be possible; panics if it is refused. `None`: the refusal is excused, because
+    /// besides the victims a power cut has destroyed the only superblock of another member.
+    pub async fn start(&self, members: Vec<Arc<dyn Device>>) -> Option<Arc<Volume>> {
+        match self.assemble(members).await {
+            Ok(volume) => Some(volume),
+            Err(_) if self.is_beyond_one_failure() => None,
+            Err(error) => panic!("the array does not start: {error}"),
+        }
+    }
+
+    /// Whether a member that is no victim has lost its superblock while there are victims. A member has one
+    /// superblock; while its mirrors are out of date, a harsh disk can take it away in mid-write.
+    fn is_beyond_one_failure(&self) -> bool {
+        let lost = |disk: &Arc<SimDisk>| {
+            let bytes = disk.try_peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
+            bytes.is_none_or(|bytes| Superblock::decode(&bytes, disk.size()).is_err())
+        };
+        !self.victims.is_empty() && self.without(&self.victims).iter().any(|slot| lost(&self.disks[*slot]))
+    }
+
     /// Boots, assembles from these slots and reads everything; panics if the array does not start or the model
-    /// objects. Returns which slots the array then calls in sync. The volume is dropped without a stop.
+    /// objects. Returns which slots the array then calls in sync (none, when its refusal to start is excused). The
+    /// volume is dropped without a stop.
     #[allow(clippy::must_use_candidate, reason = "the check is what it is called for")]
     pub fn check_with(&self, slots: &[usize]) -> Vec<usize> {
         let outcome = self.sim.block_on(async {
-            match self.assemble(self.plug(slots)).await {
-                Ok(volume) => {
-                    self.witness.read_all(&*volume).await;
-                    volume.status()
-                }
-                Err(error) => panic!("slots {slots:?} do not start: {error}"),
-            }
+            let volume = self.start(self.plug(slots)).await?;
+            self.witness.read_all(&*volume).await;
+            Some(volume.status())
         });
-        let status = outcome.expect("no cut is set");
         if let Some(violation) = self.witness.violation() {
             panic!("with slots {slots:?}: {violation}");
         }
+        let Some(status) = outcome.expect("no cut is set") else { return Vec::new() };
         let in_sync = status.members.iter().filter(|member| member.state == MemberState::InSync);
         in_sync.filter_map(|member| member.slot).collect()
     }
@@ -155,7 +176,7 @@ impl Rig {
     /// Sets of members that may fail together: of each set of mirrors one member stays. (Slots next to each other
     /// are mirrors, in pairs if the members are even, else around a ring.)
     #[must_use]
-    pub fn victims(&self, rng: &mut Rng) -> Vec<usize> {
+    pub fn choose_victims(&self, rng: &mut Rng) -> Vec<usize> {
         let members = self.shape.members;
         if members.is_multiple_of(2) {
             let pairs = (0..members / 2).filter(|pair| members == 2 || *pair == 0 || rng.one_in(1, 2));

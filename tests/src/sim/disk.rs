@@ -294,6 +294,13 @@ impl SimDisk {
         self.state.lock().surface.peek(at, len)
     }
 
+    /// The visible bytes of a range, unless some of its sectors can't be read.
+    #[must_use]
+    pub fn try_peek(&self, at: u64, len: u64) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.state.lock().surface.read(at, &mut bytes).is_ok().then_some(bytes)
+    }
+
     /// The bytes of a range that would survive a power cut now if all that is unflushed were lost.
     #[must_use]
     pub fn peek_durable(&self, at: u64, len: u64) -> Vec<u8> {
