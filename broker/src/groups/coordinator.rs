@@ -9,9 +9,10 @@
 //!   taken when its turn has come.
 //! - No lock is held over an await, but for the turn-taking of metadata records, which guards no data.
 
+use super::exchange::{Effect, Join, Joined, Sync, Synced, Ticket};
 use super::member::Member;
 use super::records::{self, Committed, Entry, Metadata};
-use super::state::{Effect, Group, Join, Joined, Rules, State, Sync, Synced, Ticket};
+use super::state::{Group, Rules, State};
 use crate::broker::OFFSETS_TOPIC;
 use crate::config::Config;
 use crate::errors;

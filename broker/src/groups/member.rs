@@ -1,6 +1,6 @@
 //! A member of a group: who it is, which protocols it can speak, what it waits for.
 
-use super::state::Ticket;
+use super::exchange::Ticket;
 use bytes::Bytes;
 use std::time::Duration;
 

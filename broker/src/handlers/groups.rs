@@ -3,8 +3,8 @@
 use super::{OK, text};
 use crate::dispatch::{Answer, Context};
 use crate::errors;
+use crate::groups::exchange::{Join, Joined, Sync, Synced};
 use crate::groups::member::Protocol;
-use crate::groups::state::{Join, Joined, Sync, Synced};
 use crate::send::Response;
 use crate::wire::EncodeError;
 use bytes::Bytes;

@@ -146,21 +146,4 @@ pub fn put_uvarint(out: &mut BytesMut, mut value: u32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_get_no_memory() {
-        let limit = 100 << 20;
-        let tls = i32::from_be_bytes([0x16, 3, 1, 2]);
-        let http = i32::from_be_bytes(*b"GET ");
-        assert!(matches!(admit_frame(tls, &[], false, limit), Err(Misbehaved::FrameTooLong { .. })));
-        assert!(matches!(admit_frame(http, &[], false, limit), Err(Misbehaved::FrameTooLong { .. })));
-        assert!(matches!(admit_frame(-1, &[], true, limit), Err(Misbehaved::FrameLength(-1))));
-        assert!(matches!(admit_frame(7, &[], true, limit), Err(Misbehaved::FrameLength(7))));
-        assert_eq!(admit_frame(1 << 20, &[], false, limit), Ok(None));
-        assert_eq!(admit_frame(1 << 20, &[0, 0, 0, 9], false, limit), Ok(Some(1 << 20)));
-        assert_eq!(admit_frame(1 << 20, &[0, 3, 0, 9], false, limit), Err(Misbehaved::FirstFrame(1 << 20)));
-        assert_eq!(admit_frame(1 << 20, &[], true, limit), Ok(Some(1 << 20)));
-    }
-}
+mod tests;
