@@ -476,7 +476,7 @@ proptest! {
                     let fresh = format!("m{serial}");
                     let instance_id = instance.map(|i| format!("i{i}"));
                     ids.push((fresh.clone(), instance_id.clone()));
-                    let join = Join { id_required, instance_id, ..dynamic("", &fresh) };
+                    let join = Join { instance_id, id_required, ..dynamic("", &fresh) };
                     join_tickets.push(bench.join(now, join));
                 }
                 Move::Rejoin(n) => if let Some((id, instance_id)) = pick(n) {

@@ -38,6 +38,7 @@ fn encoded<M: Encodable>(message: &M, version: i16) -> Bytes {
 }
 
 /// A request of an API with something in every field that the version has.
+#[allow(clippy::too_many_lines)] // one arm an API
 fn full(api: ApiKey, v: i16) -> Bytes {
     let id = Uuid::from_u128(7);
     let group = GroupId(s("group"));
@@ -48,9 +49,9 @@ fn full(api: ApiKey, v: i16) -> Bytes {
                 PartitionProduceData::default().with_index(1).with_records(Some(Bytes::from_static(b"xyz")));
             let mut topic_data = TopicProduceData::default().with_partition_data(vec![data.clone(), data]);
             if v >= 13 {
-                topic_data.topic_id = id
+                topic_data.topic_id = id;
             } else {
-                topic_data.name = topic
+                topic_data.name = topic;
             }
             let request = ProduceRequest::default().with_acks(-1).with_topic_data(vec![topic_data]);
             encoded(&request.with_transactional_id(Some(TransactionalId(s("tx")))), v)
@@ -58,16 +59,16 @@ fn full(api: ApiKey, v: i16) -> Bytes {
         ApiKey::Fetch => {
             let mut partition = FetchPartition::default().with_partition(3);
             if v >= 9 {
-                partition.current_leader_epoch = 1
+                partition.current_leader_epoch = 1;
             }
             if v >= 12 {
-                partition.last_fetched_epoch = 1
+                partition.last_fetched_epoch = 1;
             }
             if v >= 17 {
-                partition.replica_directory_id = id
+                partition.replica_directory_id = id;
             }
             if v >= 18 {
-                partition.high_watermark = 5
+                partition.high_watermark = 5;
             }
             let mut fetched = FetchTopic::default().with_partitions(vec![partition.clone(), partition]);
             let mut forgotten = ForgottenTopic::default().with_partitions(vec![1, 2, 3]);
@@ -78,16 +79,16 @@ fn full(api: ApiKey, v: i16) -> Bytes {
             }
             let mut request = FetchRequest::default().with_topics(vec![fetched]);
             if v >= 7 {
-                request.forgotten_topics_data = vec![forgotten]
+                request.forgotten_topics_data = vec![forgotten];
             }
             if v >= 11 {
-                request.rack_id = s("rack")
+                request.rack_id = s("rack");
             }
             if v >= 12 {
-                request.cluster_id = Some(s("cluster"))
+                request.cluster_id = Some(s("cluster"));
             }
             if v >= 15 {
-                request.replica_state = ReplicaState::default().with_replica_id(BrokerId(4))
+                request.replica_state = ReplicaState::default().with_replica_id(BrokerId(4));
             }
             encoded(&request, v)
         }
@@ -99,7 +100,7 @@ fn full(api: ApiKey, v: i16) -> Bytes {
         ApiKey::Metadata => {
             let mut wanted = MetadataRequestTopic::default().with_name(Some(topic));
             if v >= 10 {
-                wanted.topic_id = id
+                wanted.topic_id = id;
             }
             encoded(&MetadataRequest::default().with_topics(Some(vec![wanted; 2])), v)
         }
@@ -109,7 +110,7 @@ fn full(api: ApiKey, v: i16) -> Bytes {
                 OffsetCommitRequestTopic::default().with_name(topic).with_partitions(vec![partition; 2]);
             let mut request = OffsetCommitRequest::default().with_group_id(group).with_topics(vec![topics]);
             if v >= 7 {
-                request.group_instance_id = Some(s("instance"))
+                request.group_instance_id = Some(s("instance"));
             }
             encoded(&request, v)
         }
@@ -138,24 +139,24 @@ fn full(api: ApiKey, v: i16) -> Bytes {
                 .with_protocol_type(s("consumer"))
                 .with_protocols(vec![protocol; 2]);
             if v >= 5 {
-                request.group_instance_id = Some(s("instance"))
+                request.group_instance_id = Some(s("instance"));
             }
             if v >= 8 {
-                request.reason = Some(s("why"))
+                request.reason = Some(s("why"));
             }
             encoded(&request, v)
         }
         ApiKey::Heartbeat => {
             let mut request = HeartbeatRequest::default().with_group_id(group).with_member_id(s("m"));
             if v >= 3 {
-                request.group_instance_id = Some(s("instance"))
+                request.group_instance_id = Some(s("instance"));
             }
             encoded(&request, v)
         }
         ApiKey::LeaveGroup if v >= 3 => {
             let mut member = MemberIdentity::default().with_member_id(s("m"));
             if v >= 5 {
-                member.reason = Some(s("why"))
+                member.reason = Some(s("why"));
             }
             encoded(&LeaveGroupRequest::default().with_group_id(group).with_members(vec![member; 2]), v)
         }
@@ -167,7 +168,7 @@ fn full(api: ApiKey, v: i16) -> Bytes {
             let mut request =
                 SyncGroupRequest::default().with_group_id(group).with_assignments(vec![assignment; 2]);
             if v >= 5 {
-                request.protocol_type = Some(s("consumer"))
+                request.protocol_type = Some(s("consumer"));
             }
             encoded(&request, v)
         }
@@ -177,17 +178,17 @@ fn full(api: ApiKey, v: i16) -> Bytes {
         ApiKey::ListGroups => {
             let mut request = ListGroupsRequest::default();
             if v >= 4 {
-                request.states_filter = vec![s("Stable")]
+                request.states_filter = vec![s("Stable")];
             }
             if v >= 5 {
-                request.types_filter = vec![s("classic")]
+                request.types_filter = vec![s("classic")];
             }
             encoded(&request, v)
         }
         ApiKey::ApiVersions => {
             let mut request = ApiVersionsRequest::default();
             if v >= 3 {
-                request.client_software_name = s("name")
+                request.client_software_name = s("name");
             }
             encoded(&request, v)
         }
