@@ -8,11 +8,13 @@ use broker::volume::{self, OpenError, Opened};
 use broker::{Broker, Config, Endpoint, admin};
 use clap::Parser;
 use logstore::{Home, Store, StoreOptions};
+use raid::control::{self, ControlServer, StopHandle};
 use raid::device::Device;
 use raid::runtime::{Runtime, TokioRuntime};
 use raid::status::VolumeState;
 use raid::volume::Volume;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,22 +98,74 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
 
     let engine: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
     let (home, volume) = open_home(serve, &engine).await?;
+    let stop = StopHandle::new();
+    let control = match &volume {
+        Some(volume) => open_control(volume, &stop).await,
+        None => None,
+    };
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = stop.requested() => {}
+        }
+    };
+    let sockets = Sockets { server, pages, listening, advertised };
+    let outcome = serve_log(home, volume.clone(), sockets, config, engine, asked).await;
+    // The volume is stopped whether or not all went well with the log: its state is its own.
+    if let Some(volume) = volume {
+        let stopped = volume.stop().await;
+        stop.report(&stopped);
+        if let Some(control) = control {
+            control.close().await;
+        }
+        stopped.map_err(Failure::Stop)?;
+    }
+    outcome
+}
+
+/// What was bound before anything was opened.
+struct Sockets {
+    server: Server,
+    pages: TcpListener,
+    listening: SocketAddr,
+    advertised: Endpoint,
+}
+
+/// Serves the log at `home` until `asked` to stop, and closes it.
+async fn serve_log(
+    home: Home,
+    volume: Option<Arc<Volume>>,
+    sockets: Sockets,
+    config: Config,
+    engine: Arc<dyn Runtime>,
+    asked: impl Future<Output = ()>,
+) -> Result<(), Failure> {
     let options = StoreOptions {
         topic_defaults: config.topic_defaults()?,
         producer_expiration: Duration::from_millis(config.producer_id_expiration_ms as u64),
     };
     let store = Store::open(home, options, Arc::clone(&engine)).await?;
-    let broker = Broker::new(config, Arc::clone(&store), advertised, engine).await?;
-    eprintln!("broker: listening on {listening}, metrics and status on http://{}", serve.admin);
-
-    let admin =
-        tokio::spawn(admin::serve(pages, Admin { broker: Arc::clone(&broker), volume: volume.clone() }));
-    let serving = tokio::spawn(server.run(Arc::clone(&broker)));
-    ready().map_err(|cause| Failure::System { doing: "cannot write to stdout", cause })?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let broker = match Broker::new(config, Arc::clone(&store), sockets.advertised, engine).await {
+        Ok(broker) => broker,
+        Err(error) => {
+            store.close().await.map_err(Failure::Close)?;
+            return Err(error.into());
+        }
+    };
+    let admin_address = sockets
+        .pages
+        .local_addr()
+        .map_err(|cause| Failure::System { doing: "cannot tell the address of metrics and status", cause })?;
+    eprintln!("broker: listening on {}, metrics and status on http://{admin_address}", sockets.listening);
+    let pages = Admin { broker: Arc::clone(&broker), volume };
+    let admin = tokio::spawn(admin::serve(sockets.pages, pages));
+    let serving = tokio::spawn(sockets.server.run(Arc::clone(&broker)));
+    if let Err(cause) = ready() {
+        // Nobody reads what we say: a closed pipe is no reason to go.
+        tracing::warn!(%cause, "cannot write to stdout");
     }
+    asked.await;
     broker.stop();
     for task in [serving.await.map(Ok), admin.await] {
         match task {
@@ -120,12 +174,18 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
             Err(fault) => tracing::error!(%fault, "a server's task failed"),
         }
     }
-    // The volume is stopped whether or not the log closed well: its state is its own.
-    let closed = store.close().await.map_err(Failure::Close);
-    if let Some(volume) = volume {
-        volume.stop().await.map_err(Failure::Stop)?;
+    store.close().await.map_err(Failure::Close)
+}
+
+/// Lets `raid10 status` and `raid10 stop` find the volume. Clients are served without it, too.
+async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<ControlServer> {
+    match control::serve(Arc::clone(volume), stop.clone()).await {
+        Ok(control) => Some(control),
+        Err(error) => {
+            eprintln!("broker: `raid10 status` and `raid10 stop` will not see this volume: {error}");
+            None
+        }
     }
-    closed
 }
 
 async fn open_home(serve: &Serve, engine: &Arc<dyn Runtime>) -> Result<(Home, Option<Arc<Volume>>), Failure> {
