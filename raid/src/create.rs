@@ -6,7 +6,8 @@
 //!   4 KiB   superblock
 //!   8 KiB   bitmap, whole pages
 //!   then    bad-block log, 4 KiB, empty
-//!   then    room that md leaves alone: two 4 KiB records of our own, and checksums of 1/1024 of the data area
+//!   then    room that md leaves alone: a copy of the superblock and room for another record, 4 KiB each, and
+//!           checksums of 1/1024 of the data area
 //!   data_offset, a multiple of 1 MiB
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! hole, or with `assume_clean`, the copies are equal from the start; otherwise all regions start dirty and the first
 //! one to serve the array makes them equal, as md does.
 
+use crate::backup;
 use crate::bitmap::{BitmapHeader, Intent};
 use crate::device::{Device, Durability, ZeroMode, buffer, is_one_hole};
 use crate::error::{Error, Operation, Result};
@@ -198,8 +200,12 @@ async fn write_member(
     let empty_log = Bytes::from(vec![0xff; BAD_BLOCK_LOG as usize]);
     member.write(SUPER_OFFSET + SUPER_BYTES as u64, bitmap, Durability::Cached).await?;
     member.write(log_at, empty_log, Durability::Cached).await?;
+    let bytes = superblock.encode();
+    if let (Some(at), Some(copy)) = (superblock.backup_start(), backup::encode(&bytes)) {
+        member.write(at, Bytes::copy_from_slice(&copy), Durability::Cached).await?;
+    }
     member.flush().await?;
-    let bytes = Bytes::copy_from_slice(&superblock.encode());
+    let bytes = Bytes::copy_from_slice(&bytes);
     member.write(SUPER_OFFSET, bytes, Durability::Stable).await
 }
 

@@ -11,7 +11,7 @@
 //! - [`runtime`]: time, randomness and spawning, the only way the engine reaches them.
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
 //! - [`geometry`]: where a byte of the array lies on its members; pure.
-//! - [`superblock`], [`bitmap`]: Linux md's metadata, bytes ↔ values; pure.
+//! - [`superblock`], [`backup`], [`bitmap`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop.
@@ -28,6 +28,7 @@ pub mod device;
 
 pub mod geometry;
 
+pub mod backup;
 pub mod bitmap;
 pub mod superblock;
 

@@ -3,6 +3,7 @@
 //! Invariants: a member that has left [`MemberState::InSync`] never comes back in this process; whoever wants to take
 //! it out asks `volume` first, because the last copy of anything stays.
 
+use crate::backup::{self, BACKUP_BYTES};
 use crate::bitmap::BitmapError;
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Member {
     pub superblock: Superblock,
     /// Ranges of the data area that hold no good data, in order of the log.
     bad: Vec<Range<u64>>,
+    /// Where its second copy of the superblock lies, if it has one.
+    pub backup: Option<u64>,
     in_sync: AtomicBool,
     read_errors: AtomicU64,
     corrected: AtomicU64,
@@ -37,9 +40,13 @@ impl Member {
             .map(|range| range.start.saturating_sub(data)..range.end.saturating_sub(data))
             .filter(|range| !range.is_empty())
             .collect();
+        let backup = match read_backup(device.as_ref(), &superblock).await {
+            Some(copy) if copy.device == superblock.device => superblock.backup_start(),
+            _ => None,
+        };
         let corrected = AtomicU64::new(u64::from(superblock.corrected));
         let (in_sync, read_errors) = (AtomicBool::new(true), AtomicU64::new(0));
-        Ok(Self { slot, device, superblock, bad, in_sync, read_errors, corrected })
+        Ok(Self { slot, device, superblock, bad, backup, in_sync, read_errors, corrected })
     }
 
     /// Reads a device's bad-block log, where it has entries: ranges of the device.
@@ -97,6 +104,13 @@ pub async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
     }
     let bytes = device.read(SUPER_OFFSET, buffer(SUPER_BYTES)).await?;
     Superblock::decode(&bytes, device.size()).map_err(refused)
+}
+
+/// Reads a device's second copy of the superblock, from where it lies on members like `like`.
+pub async fn read_backup(device: &dyn Device, like: &Superblock) -> Option<Superblock> {
+    let at = like.backup_start()?;
+    let bytes = device.read(at, buffer(BACKUP_BYTES)).await.ok()?;
+    backup::decode(&bytes, device.size())?.ok().filter(|copy| copy.array == like.array)
 }
 
 /// Reads a member's whole bitmap, header included; `None` where the array has none.

@@ -441,6 +441,16 @@ impl Superblock {
         end.saturating_sub(start)
     }
 
+    /// Byte position where our second copy of the superblock belongs: behind the bad-block log, as far as there is room
+    /// for our two records. Whether one is there, only reading tells: md knows nothing of it.
+    #[must_use]
+    pub fn backup_start(&self) -> Option<u64> {
+        let log = self.bad_block_log?;
+        let end = i64::from(log.offset).checked_add(i64::from(log.sectors))? * SECTOR as i64;
+        let start = SUPER_OFFSET.checked_add_signed(end)?.next_multiple_of(SUPER_BYTES as u64);
+        (start + 2 * SUPER_BYTES as u64 <= self.data_start()).then_some(start)
+    }
+
     /// Byte position and length of the bad-block log, where it has entries.
     #[must_use]
     pub fn bad_blocks_in_use(&self) -> Option<(u64, usize)> {

@@ -14,7 +14,7 @@ use crate::bitmap::{BitmapHeader, Intent, PAGE};
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Slot};
-use crate::member::{Member, read_bitmap, read_superblock};
+use crate::member::{Member, read_backup, read_bitmap, read_superblock};
 use crate::runtime::Runtime;
 use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
 use futures_util::future::join_all;
@@ -34,6 +34,8 @@ pub struct AssembleOptions {
 struct Candidate {
     device: Arc<dyn Device>,
     superblock: Superblock,
+    /// The superblock is damaged, and this is its second copy.
+    is_backup: bool,
 }
 
 impl Candidate {
@@ -59,7 +61,10 @@ pub(super) async fn assemble(
     refuse_incomplete(&name, &geometry, &sets, &current, &stale)?;
 
     let mut members: Vec<Option<Member>> = (0..geometry.members()).map(|_| None).collect();
+    let mut written = vec![0; geometry.members()];
     for (slot, found) in current {
+        // A damaged superblock counts as one that was never written: it is the first to be written again.
+        written[slot.0] = if found.is_backup { 0 } else { found.superblock.events };
         members[slot.0] = Some(Member::join(found.device, found.superblock, slot).await?);
     }
     let missing = missing_but_on_record(&freshest, &members);
@@ -79,7 +84,7 @@ pub(super) async fn assemble(
         content: joined()
             .all(|other| other.events == freshest.events && content(other) == content(&freshest))
             .then(|| content(&freshest)),
-        written: members.iter().map(|m| m.as_ref().map_or(0, |m| m.superblock.events)).collect(),
+        written,
         was_clean: freshest.is_clean(),
         touched: false,
     };
@@ -120,7 +125,7 @@ async fn read_candidates(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Candidate>
     let (mut candidates, mut damaged) = (Vec::new(), Vec::new());
     for (device, outcome) in devices.into_iter().zip(found) {
         match outcome {
-            Ok(superblock) => candidates.push(Candidate { device, superblock }),
+            Ok(superblock) => candidates.push(Candidate { device, superblock, is_backup: false }),
             Err(failure) => damaged.push((device, failure)),
         }
     }
@@ -133,6 +138,11 @@ async fn read_candidates(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Candidate>
             Error::Superblock { cause: SuperblockError::Magic, .. } => has_bitmap_of(&device, like).await,
             _ => false,
         };
+        if let Some(superblock) = read_backup(device.as_ref(), like).await {
+            tracing::warn!(member = device.name(), %failure, "its second copy is used");
+            candidates.push(Candidate { device, superblock, is_backup: true });
+            continue;
+        }
         if !torn {
             return Err(failure);
         }

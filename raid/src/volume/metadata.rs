@@ -7,19 +7,25 @@
 //!
 //! 1. bitmap pages, header first, to one half of the live members, then to the other: at any moment one half
 //!    holds intact pages, so torn ones lose nothing (a start takes the union of all);
-//! 2. superblocks, one member after another, those with the fewest events first: at any moment at most one is
-//!    torn, and live members never differ by more than one event, which is the difference assembly tolerates.
+//! 2. second copies of the superblocks (`backup`), all at once, then the superblocks, all at once: at any moment each
+//!    member has one that is whole. Members without a second copy (md made them) are written one after another, so
+//!    that at any moment at most one is torn.
+//!
+//! Members that an interrupted round left behind are brought up before the next event is counted: live members never
+//! differ by more than one event, which is the difference assembly tolerates.
 //!
 //! The bitmap's event count is therefore never behind the superblock's; one that is behind was not kept up, and
 //! is not trusted.
 
 use super::{Inner, Verdict};
+use crate::backup;
 use crate::bitmap::PAGE;
 use crate::device::Durability;
 use crate::error::{Error, Result};
 use crate::geometry::Slot;
 use crate::member::Member;
-use crate::superblock::{CLEAN, Role, SECTOR, SUPER_OFFSET, timestamp};
+use crate::superblock::{CLEAN, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, timestamp};
+
 use bytes::Bytes;
 use futures_util::future::join_all;
 use std::ops::Range;
@@ -149,7 +155,6 @@ impl Inner {
                 }
                 continue;
             }
-            // Members that an interrupted round left behind are brought up first, so that none ever lags by two.
             if !lagging {
                 meta.events += 1;
             }
@@ -158,7 +163,7 @@ impl Inner {
                 intent.lock().set_events(meta.events);
             }
             self.write_pages(meta).await?;
-            self.write_superblocks(meta, &content).await?;
+            self.write_superblocks(meta, &content, !lagging).await?;
             if !lagging {
                 meta.content = Some(content);
             }
@@ -194,22 +199,46 @@ impl Inner {
         roles
     }
 
-    async fn write_superblocks(&self, meta: &mut Meta, content: &Content) -> Result<()> {
+    /// Writes the superblocks that lack the current event count. With `copies`, their second copies first.
+    async fn write_superblocks(&self, meta: &mut Meta, content: &Content, copies: bool) -> Result<()> {
         let updated = timestamp(self.runtime.wall_clock());
-        let mut order: Vec<&Member> =
-            self.live_members().filter(|member| meta.written[member.slot.0] != meta.events).collect();
-        order.sort_by_key(|member| (meta.written[member.slot.0], member.slot));
-        for member in order {
-            let mut superblock = member.superblock.clone();
-            superblock.events = meta.events;
-            superblock.updated = updated;
-            superblock.resync_offset = content.resync_offset;
-            superblock.roles.clone_from(&content.roles);
-            superblock.corrected = u32::try_from(member.counters().1).unwrap_or(u32::MAX);
-            let bytes = Bytes::copy_from_slice(&superblock.encode());
-            match member.device.write(SUPER_OFFSET, bytes, Durability::Stable).await {
-                Ok(()) => meta.written[member.slot.0] = meta.events,
-                Err(failure) => self.settle_failure(member, failure)?,
+        let mut order: Vec<(&Member, [u8; SUPER_BYTES])> = self
+            .live_members()
+            .filter(|member| meta.written[member.slot.0] != meta.events)
+            .map(|member| {
+                let mut superblock = member.superblock.clone();
+                superblock.events = meta.events;
+                superblock.updated = updated;
+                superblock.resync_offset = content.resync_offset;
+                superblock.roles.clone_from(&content.roles);
+                superblock.corrected = u32::try_from(member.counters().1).unwrap_or(u32::MAX);
+                (member, superblock.encode())
+            })
+            .collect();
+        order.sort_by_key(|(member, _)| (meta.written[member.slot.0], member.slot));
+        if copies {
+            let backups = order.iter().filter_map(|(member, bytes)| {
+                let copy = Bytes::copy_from_slice(&backup::encode(bytes)?);
+                Some((*member, member.device.write(member.backup?, copy, Durability::Stable)))
+            });
+            let backups = backups.map(|(member, write)| async move { (member, write.await) });
+            for (member, outcome) in join_all(backups).await {
+                outcome.or_else(|failure| self.settle_failure(member, failure))?;
+            }
+        }
+        let (together, alone): (Vec<_>, Vec<_>) =
+            order.into_iter().partition(|(member, _)| member.backup.is_some());
+        let waves = std::iter::once(together).chain(alone.into_iter().map(|one| vec![one]));
+        for wave in waves {
+            let writes = wave.iter().filter(|(member, _)| member.is_in_sync()).map(|(member, bytes)| async {
+                let bytes = Bytes::copy_from_slice(bytes);
+                (*member, member.device.write(SUPER_OFFSET, bytes, Durability::Stable).await)
+            });
+            for (member, outcome) in join_all(writes).await {
+                match outcome {
+                    Ok(()) => meta.written[member.slot.0] = meta.events,
+                    Err(failure) => self.settle_failure(member, failure)?,
+                }
             }
         }
         Ok(())
