@@ -44,7 +44,9 @@ fn any_one_image_deleted_before_start() {
     let copy = |from: &std::path::Path, to: &std::path::Path| {
         succeed(sandbox.command("cp").args(["-a", "--sparse=always"]).arg(from).arg(to));
     };
-    images.iter().for_each(|image| copy(image, &kept));
+    for image in &images {
+        copy(image, &kept);
+    }
 
     for lost in 0..4 {
         for image in &images {

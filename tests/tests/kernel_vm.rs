@@ -191,10 +191,10 @@ fn the_kernels_nbd_client_mounts_our_volume() {
     server.stop();
 
     // From our side, after a restart, without any kernel: the file system lies on the volume as it was left.
-    let served = Served::start(&sandbox, &images, "");
+    let again = Served::start(&sandbox, &images, "");
     let dump = sandbox.join("dump");
-    served.dump(&dump);
-    served.stop();
+    again.dump(&dump);
+    again.stop();
     let checked = run(sandbox.command("e2fsck").args(["-f", "-n"]).arg(&dump));
     assert!(checked.status.success(), "{}{}", checked.stdout, checked.stderr);
     let copy = sandbox.join("copy");
