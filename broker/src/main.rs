@@ -145,7 +145,15 @@ async fn serve_log(
         topic_defaults: config.topic_defaults()?,
         producer_expiration: Duration::from_millis(config.producer_id_expiration_ms as u64),
     };
+    let directory = match &home {
+        Home::Directory(directory) => Some(directory.display().to_string()),
+        Home::Volume(_) => None,
+    };
     let store = Store::open(home, options, Arc::clone(&engine)).await?;
+    // Said once it is true: a start that fails says one line.
+    if let Some(directory) = directory {
+        eprintln!("broker: log in {directory}");
+    }
     let broker = match Broker::new(config, Arc::clone(&store), sockets.advertised, engine).await {
         Ok(broker) => broker,
         Err(error) => {
@@ -190,7 +198,6 @@ async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<Control
 
 async fn open_home(serve: &Serve, engine: &Arc<dyn Runtime>) -> Result<(Home, Option<Arc<Volume>>), Failure> {
     if let Some(directory) = &serve.data_dir {
-        eprintln!("broker: log in {}", directory.display());
         return Ok((Home::Directory(directory.clone()), None));
     }
     let opened = volume::open(&serve.volume, serve.create_size, Arc::clone(engine)).await?;
