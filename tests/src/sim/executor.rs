@@ -80,6 +80,7 @@ struct Core {
     cut_at: Option<u64>,
     cut: bool,
     style: CutStyle,
+    unflushed_at_cut: u32,
     trace: u64,
     disks: Vec<Arc<SimDisk>>,
     patience: Duration,
@@ -129,6 +130,7 @@ impl Sim {
             cut_at: None,
             cut: false,
             style: CutStyle::Chance,
+            unflushed_at_cut: 0,
             trace: scramble(seed),
             disks: Vec::new(),
             patience: Duration::from_secs(3600),
@@ -187,6 +189,12 @@ impl Sim {
     /// What the following power cuts leave of unflushed sectors.
     pub fn set_cut_style(&self, style: CutStyle) {
         self.shared.core.lock().style = style;
+    }
+
+    /// How many sectors the last cut of style [`CutStyle::Subset`] had to decide.
+    #[must_use]
+    pub fn unflushed_at_cut(&self) -> u32 {
+        self.shared.core.lock().unflushed_at_cut
     }
 
     /// Cuts the power here and now, between two calls of [`Sim::block_on`], and boots again.
@@ -369,6 +377,7 @@ impl Sim {
         for disk in &disks {
             disk.power_cut(style, clean, &mut rng, &mut position);
         }
+        self.shared.core.lock().unflushed_at_cut = position;
         true
     }
 

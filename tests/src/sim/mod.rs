@@ -27,5 +27,5 @@ mod surface;
 pub use disk::{Counts, Fault, SilentFault, SimDisk, SimDiskOptions};
 pub use executor::{CutStyle, PowerCut, Sim};
 pub use rng::Rng;
-pub use seeds::for_seeds;
+pub use seeds::{for_seeds, number};
 pub use surface::SECTOR;

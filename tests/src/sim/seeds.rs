@@ -17,7 +17,9 @@ pub fn for_seeds(name: &str, count: u64, mut test: impl FnMut(u64)) {
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// A number from the environment, for tests with knobs.
+#[must_use]
+pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
