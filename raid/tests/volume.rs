@@ -8,7 +8,7 @@ use raid::create::{CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
 use raid::geometry::Layout;
 use raid::runtime::{Runtime, TokioRuntime};
-use raid::status::{SyncAction, VolumeState};
+use raid::status::{MemberState, SyncAction, VolumeState};
 use raid::volume::{AssembleOptions, Volume};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -109,4 +109,87 @@ async fn what_is_written_is_read_back_after_a_restart() {
             assert_eq!(read(&volume, at, len).await, expected);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_cut_short_is_taken_out_and_its_mirror_serves() {
+    let array = Array::new(2).await;
+    let volume = array.start().await;
+    let data = pattern(0, 1 << 20, 3);
+    volume.write(0, data.clone(), Durability::Stable).await.unwrap();
+    std::fs::File::options().write(true).open(&array.paths[0]).unwrap().set_len(1 << 20).unwrap();
+    assert_eq!(read(&volume, 0, 1 << 20).await, data);
+    volume.write(0, pattern(0, 4096, 4), Durability::Cached).await.unwrap();
+    volume.flush().await.unwrap();
+    let status = volume.status();
+    assert_eq!(status.state, VolumeState::Degraded);
+    assert_eq!(status.members[0].state, MemberState::Faulty);
+    assert_eq!(read(&volume, 0, 4096).await, pattern(0, 4096, 4));
+    volume.stop().await.unwrap();
+    drop(volume);
+    let Err(refused) = array.try_start_without(&[]).await else { panic!("a member that shrank was taken") };
+    assert!(refused.to_string().contains("disk0"), "{refused}");
+    let volume = array.start_without(&[0]).await;
+    assert_eq!(read(&volume, 4096, 4096).await, pattern(4096, 4096, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_returned_member_that_missed_writes_is_not_read() {
+    let array = Array::new(4).await;
+    let volume = array.start_without(&[1]).await;
+    volume.write(0, pattern(0, 4 * CHUNK as usize, 5), Durability::Stable).await.unwrap();
+    volume.stop().await.unwrap();
+    drop(volume);
+    let volume = array.start().await;
+    let status = volume.status();
+    assert_eq!(status.members[1].state, MemberState::Faulty, "{status:?}");
+    assert!(status.members[1].path.ends_with("disk1"));
+    assert_eq!(read(&volume, 0, 4 * CHUNK as usize).await, pattern(0, 4 * CHUNK as usize, 5));
+    drop(volume);
+    let Err(refused) = array.try_start_without(&[0]).await else { panic!("started without a current copy") };
+    assert!(refused.to_string().contains("disk1"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_dirty_regions_are_made_equal_and_cleared() {
+    let array = Array::new(2).await;
+    let volume = array.start().await;
+    volume.write(0, pattern(0, 1 << 20, 6), Durability::Cached).await.unwrap();
+    drop(volume);
+    let volume = array.start().await;
+    assert_eq!(read(&volume, 0, 1 << 20).await, pattern(0, 1 << 20, 6));
+    while volume.status().sync.action != SyncAction::Idle {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    volume.stop().await.unwrap();
+    assert_eq!(volume.status().bitmap.dirty, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_for_sendfile_hold_the_bytes() {
+    use std::os::unix::fs::FileExt;
+    let array = Array::new(4).await;
+    let volume = array.start().await;
+    let (at, len) = (CHUNK / 2, 5 * CHUNK as usize);
+    volume.write(at, pattern(at, len, 7), Durability::Cached).await.unwrap();
+    let pieces = volume.locate(at, len as u64).await.unwrap().unwrap();
+    let mut bytes = Vec::new();
+    for piece in pieces {
+        let mut part = vec![0; piece.len as usize];
+        piece.file.read_exact_at(&mut part, piece.at).unwrap();
+        bytes.extend(part);
+    }
+    assert_eq!(bytes, pattern(at, len, 7));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_array_is_not_made_over_data_or_started_twice() {
+    let array = Array::new(2).await;
+    let volume = array.start().await;
+    let again = FileDevice::open(&array.paths[0], OpenMode::ReadWrite);
+    assert!(again.unwrap_err().to_string().contains("in use"));
+    drop(volume);
+    let devices: Vec<_> = array.paths.iter().map(|path| open(path)).collect();
+    let refused = create(&devices, &options("other"), runtime().as_ref()).await.unwrap_err();
+    assert!(refused.to_string().contains("--force"), "{refused}");
 }

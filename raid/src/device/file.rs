@@ -29,7 +29,22 @@ pub struct FileDevice {
     name: String,
     path: PathBuf,
     size: u64,
+    is_regular: bool,
     mode: OpenMode,
+}
+
+/// Why a blocking operation failed.
+struct Failed {
+    errno: Errno,
+    /// It failed to become durable, whatever was asked: what is in the cache may be lost, and a later flush may
+    /// say that all is well.
+    flush: bool,
+}
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        Self { errno, flush: false }
+    }
 }
 
 impl FileDevice {
@@ -50,13 +65,15 @@ impl FileDevice {
             })?;
         }
         let stat = rustix::fs::fstat(&file).map_err(failed)?;
-        let size = match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let size = match kind {
             FileType::RegularFile => stat.st_size as u64,
             // A block device's stat says 0; its end is found by seeking there.
             FileType::BlockDevice => (&file).seek(SeekFrom::End(0)).map_err(|e| failed(errno_of(&e)))?,
             _ => return Err(failed(Errno::NOTBLK)),
         };
-        Ok(Self { file: Arc::new(file), name, path: path.to_owned(), size, mode })
+        let is_regular = kind == FileType::RegularFile;
+        Ok(Self { file: Arc::new(file), name, path: path.to_owned(), size, is_regular, mode })
     }
 
     /// Where it was opened.
@@ -71,14 +88,25 @@ impl FileDevice {
         operation: Operation,
         at: u64,
         len: u64,
-        work: impl FnOnce(&File) -> std::result::Result<T, Errno> + Send + 'static,
+        work: impl FnOnce(&File) -> std::result::Result<T, Failed> + Send + 'static,
     ) -> Io<'_, T> {
         let file = Arc::clone(&self.file);
+        // A regular file may be cut short under us: a write behind its new end would bring the length back, and
+        // zeroes where data was, without an error. One `fstat` tells.
+        let least = if self.is_regular && operation != Operation::Read { self.size } else { 0 };
         Box::pin(async move {
-            let done = tokio::task::spawn_blocking(move || work(&file)).await;
+            let done = tokio::task::spawn_blocking(move || {
+                if least > 0 && (rustix::fs::fstat(&file)?.st_size as u64) < least {
+                    return Err(Failed { errno: Errno::IO, flush: operation == Operation::Flush });
+                }
+                work(&file)
+            });
             // A join error means that the runtime is shutting down: the operation's outcome is unknown.
-            let outcome = done.unwrap_or(Err(Errno::SHUTDOWN));
-            outcome.map_err(|errno| self.failed(operation, at, len, errno))
+            let outcome = done.await.unwrap_or(Err(Failed::from(Errno::SHUTDOWN)));
+            outcome.map_err(|Failed { errno, flush }| {
+                let operation = if flush { Operation::Flush } else { operation };
+                self.failed(operation, at, len, errno)
+            })
         })
     }
 
@@ -130,7 +158,7 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Io<'_, ()> {
-        self.blocking(Operation::Flush, 0, self.size, |file| rustix::fs::fdatasync(file))
+        self.blocking(Operation::Flush, 0, self.size, sync)
     }
 
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
@@ -140,7 +168,7 @@ impl Device for FileDevice {
         self.blocking(Operation::Discard, at, len, move |file| match punch(file, at, len) {
             // Discard is advice: a file system without holes keeps the data, which is allowed.
             Err(Errno::OPNOTSUPP) => Ok(()),
-            other => other,
+            other => Ok(other?),
         })
     }
 
@@ -161,7 +189,7 @@ impl Device for FileDevice {
                 Err(Errno::OPNOTSUPP) => zero_by_writing(file, at, len)?,
                 other => other?,
             }
-            if durability == Durability::Stable { rustix::fs::fdatasync(file) } else { Ok(()) }
+            if durability == Durability::Stable { sync(file) } else { Ok(()) }
         })
     }
 
@@ -199,25 +227,37 @@ fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Resu
     Ok(())
 }
 
+/// Makes what was written durable.
+fn sync(file: &File) -> std::result::Result<(), Failed> {
+    rustix::fs::fdatasync(file).map_err(|errno| Failed { errno, flush: true })
+}
+
 fn write_all(
     file: &File,
     mut at: u64,
     mut data: &[u8],
     durability: Durability,
-) -> std::result::Result<(), Errno> {
+) -> std::result::Result<(), Failed> {
     let flags = match durability {
         Durability::Cached => ReadWriteFlags::empty(),
         Durability::Stable => ReadWriteFlags::DSYNC,
     };
     while !data.is_empty() {
         match rustix::io::pwritev2(file, &[IoSlice::new(data)], at, flags) {
-            Ok(0) => return Err(Errno::IO),
+            Ok(0) => return Err(Errno::IO.into()),
             Ok(n) => {
                 data = &data[n..];
                 at += n as u64;
             }
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
+            Err(errno) if durability == Durability::Cached => return Err(errno.into()),
+            // A stable write fails in its write or in its sync. No space for the write is the client's affair: then
+            // the same without the sync fails too. Anything else counts as the sync's, which is the graver one.
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
+                write_all(file, at, data, Durability::Cached)?;
+                return Err(Failed { errno, flush: true });
+            }
+            Err(errno) => return Err(Failed { errno, flush: true }),
         }
     }
     Ok(())
@@ -230,7 +270,7 @@ fn punch(file: &File, at: u64, len: u64) -> std::result::Result<(), Errno> {
     rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, len)
 }
 
-fn zero_by_writing(file: &File, mut at: u64, len: u64) -> std::result::Result<(), Errno> {
+fn zero_by_writing(file: &File, mut at: u64, len: u64) -> std::result::Result<(), Failed> {
     static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
     let end = at + len;
     while at < end {
