@@ -74,7 +74,7 @@ pub fn boot(sandbox: &Sandbox, drives: &[(&str, &Path)], script: &str, limit: Du
         // Eight functions a slot: there are more drives than slots.
         let (slot, function) = (8 + at / 8, at % 8);
         let file = path.display();
-        qemu.args(["-drive", &format!("file={file},format=raw,if=none,id={name},cache=unsafe")]);
+        qemu.args(["-drive", &format!("file={file},format=raw,if=none,id={name},cache.no-flush=on")]);
         let device =
             format!("virtio-blk-pci,drive={name},serial={name},addr={slot:#x}.{function},multifunction=on");
         qemu.args(["-device", &device]);
