@@ -248,7 +248,8 @@ fn every_planted_bug_is_caught() {
         Plant { bug: Bug::RetryFlushes, slot: None, bad_flush: true },
         on_all(Bug::IgnoreStable),
         on_one(Bug::IgnoreStable),
-        on_all(Bug::DropWrites(BITMAP)),
+        // Bitmap writes that are all lost show at the next start: its event count is behind the superblock's, and
+        // everything is resynced. Those that come late do harm.
         on_all(Bug::WriteLater(BITMAP)),
         on_all(Bug::DropWrites(SUPERBLOCK)),
         on_one(Bug::DropWrites(data.clone())),

@@ -257,7 +257,7 @@ async fn read_intent(freshest: &Superblock, members: &[Option<Member>]) -> Optio
     for (member, outcome) in present.iter().zip(join_all(read).await) {
         let member_name = member.device.name();
         match outcome {
-            Ok(Some((header, bytes))) if !header.stale && header.events >= member.superblock.events => {
+            Ok(Some((header, bytes))) if !header.stale && header.events >= freshest.events => {
                 match &mut merged {
                     Some(intent) if intent.header().region == header.region => intent.merge(&bytes, false),
                     Some(_) => {
