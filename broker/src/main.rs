@@ -31,8 +31,12 @@ enum Failure {
     Address(String),
     #[error("--listen {0} is no address that clients can connect to: add --advertise HOST:PORT")]
     Unadvertised(String),
-    #[error("cannot listen on {address}: {cause}{hint}")]
-    Listen { address: String, cause: io::Error, hint: &'static str },
+    #[error(
+        "cannot listen on {address}: it is in use; stop what listens there, or choose another with {option} HOST:PORT"
+    )]
+    AddressInUse { address: String, option: &'static str },
+    #[error("cannot listen on {address}: {cause}; choose another with {option} HOST:PORT")]
+    Listen { address: String, cause: io::Error, option: &'static str },
     #[error(transparent)]
     Volume(#[from] OpenError),
     #[error("cannot open the log: {0}")]
@@ -79,18 +83,8 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
     let system = |cause| Failure::System { doing: "cannot handle signals", cause };
     let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
-    let failed = |address: &str, hint| {
-        let address = address.to_owned();
-        move |cause| Failure::Listen { address, cause, hint }
-    };
-    let server = Server::bind(&serve.listen).await.map_err(failed(
-        &serve.listen,
-        "; stop what listens there, or choose another with --listen HOST:PORT",
-    ))?;
-    let pages = TcpListener::bind(&serve.admin).await.map_err(failed(
-        &serve.admin,
-        "; stop what listens there, or choose another with --admin HOST:PORT",
-    ))?;
+    let server = Server::bind(&serve.listen).await.map_err(cannot_listen(&serve.listen, "--listen"))?;
+    let pages = TcpListener::bind(&serve.admin).await.map_err(cannot_listen(&serve.admin, "--admin"))?;
     let listening = server
         .local_addr()
         .map_err(|cause| Failure::System { doing: "cannot tell the listening address", cause })?;
@@ -122,6 +116,16 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
         stopped.map_err(Failure::Stop)?;
     }
     outcome
+}
+
+/// A sentence for an address that cannot be bound.
+fn cannot_listen(address: &str, option: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    let address = address.to_owned();
+    move |cause| match cause.kind() {
+        io::ErrorKind::AddrInUse => Failure::AddressInUse { address, option },
+        io::ErrorKind::InvalidInput => Failure::Address(format!("{option} {address}")),
+        _ => Failure::Listen { address, cause, option },
+    }
 }
 
 /// What was bound before anything was opened.

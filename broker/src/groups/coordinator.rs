@@ -307,21 +307,22 @@ impl Coordinator {
             return Err(ResponseError::InvalidGroupId);
         }
         // Only a consumer without membership makes a group by committing.
-        let cell = match self.find(commit.group) {
-            Some(cell) => cell,
-            None if commit.generation < 0 => self.cell(commit.group),
-            None => return Err(ResponseError::IllegalGeneration),
-        };
-        let allowed = cell.inner.lock().group.may_commit(
-            self.runtime.now(),
-            commit.member_id,
-            commit.instance_id,
-            commit.generation,
-        );
-        if let Err(refused) = allowed {
-            self.forget_if_idle(&cell);
-            return Err(refused);
+        if commit.generation >= 0 && self.find(commit.group).is_none() {
+            return Err(ResponseError::IllegalGeneration);
         }
+        let now = self.runtime.now();
+        let (cell, allowed) = self.with(commit.group, |inner| {
+            inner.group.may_commit(now, commit.member_id, commit.instance_id, commit.generation)
+        });
+        let outcome = match allowed {
+            Ok(()) => self.append_offsets(&commit).await,
+            Err(refused) => Err(refused),
+        };
+        self.forget_if_idle(&cell);
+        outcome
+    }
+
+    async fn append_offsets(&self, commit: &Commit<'_>) -> Result<(), ResponseError> {
         let mut rest = &commit.offsets[..];
         while !rest.is_empty() {
             let mut size = 0;
@@ -347,15 +348,15 @@ impl Coordinator {
 
     /// What was appended can be fetched from now on.
     fn remember(&self, name: &str, base: i64, batch: &[(String, i32, Committed)]) {
-        let cell = self.cell(name);
-        let mut inner = cell.inner.lock();
-        for (delta, (topic, index, committed)) in batch.iter().enumerate() {
-            let at = base + delta as i64;
-            let entry = inner.offsets.entry((topic.clone(), *index)).or_insert((at, committed.clone()));
-            if entry.0 <= at {
-                *entry = (at, committed.clone());
+        self.with(name, |inner| {
+            for (delta, (topic, index, committed)) in batch.iter().enumerate() {
+                let at = base + delta as i64;
+                let entry = inner.offsets.entry((topic.clone(), *index)).or_insert((at, committed.clone()));
+                if entry.0 <= at {
+                    *entry = (at, committed.clone());
+                }
             }
-        }
+        });
     }
 
     /// The committed offset of one partition.
@@ -409,8 +410,9 @@ impl Coordinator {
                 inner.offsets.keys().map(|(topic, index)| records::offset(name, topic, *index, None));
             offsets.chain([records::group(name, None, 0)]).collect()
         };
-        self.append(name, &tombstones).await.map_err(|error| coordinator_error(&error))?;
-        cell.inner.lock().offsets.clear();
+        let erased = self.append(name, &tombstones).await.map_err(|error| coordinator_error(&error))?;
+        // A commit that came after the tombstones stands.
+        cell.inner.lock().offsets.retain(|_, (at, _)| *at > erased);
         self.forget_if_idle(&cell);
         Ok(())
     }
@@ -464,26 +466,23 @@ impl Coordinator {
     }
 
     async fn tick(self: &Arc<Self>, name: &str, now: Duration) {
-        let Some(cell) = self.find(name) else { return };
-        cell.inner.lock().scheduled = None;
-        self.step(name, |inner| inner.group.tick(now)).await;
-        self.forget_if_idle(&cell);
+        if self.find(name).is_none() {
+            return;
+        }
+        let tick = |inner: &mut Inner| {
+            inner.scheduled = None;
+            inner.group.tick(now)
+        };
+        self.step(name, tick).await;
     }
 
     /// One step of a group's machine: what must be durable is written, then everybody concerned is told.
     async fn step(self: &Arc<Self>, name: &str, step: impl FnOnce(&mut Inner) -> Vec<Effect>) {
-        let cell = loop {
-            let cell = self.cell(name);
-            if !cell.inner.lock().gone {
-                break cell;
-            }
-        };
-        let effects = {
-            let mut inner = cell.inner.lock();
-            let effects = step(&mut inner);
-            self.schedule(name, &mut inner);
+        let (cell, effects) = self.with(name, |inner| {
+            let effects = step(inner);
+            self.schedule(name, inner);
             effects
-        };
+        });
         let failed = if effects.contains(&Effect::Persist) { self.persist(&cell).await.err() } else { None };
         let mut inner = cell.inner.lock();
         for effect in effects {
@@ -507,6 +506,9 @@ impl Coordinator {
                 Effect::Persist => {}
             }
         }
+        drop(inner);
+        // A refused first join leaves nothing behind.
+        self.forget_if_idle(&cell);
     }
 
     async fn persist(&self, cell: &Cell) -> Result<(), ResponseError> {
@@ -553,6 +555,20 @@ impl Coordinator {
 
     fn find(&self, name: &str) -> Option<Arc<Cell>> {
         self.groups.lock().get(name).cloned()
+    }
+
+    /// Works on a group under its lock, making it if it is not there. One that was taken off the map in between is
+    /// looked up again, so that nothing is put where nobody will look.
+    fn with<T>(&self, name: &str, work: impl FnOnce(&mut Inner) -> T) -> (Arc<Cell>, T) {
+        loop {
+            let cell = self.cell(name);
+            let mut inner = cell.inner.lock();
+            if !inner.gone {
+                let done = work(&mut inner);
+                drop(inner);
+                return (cell, done);
+            }
+        }
     }
 
     fn cell(&self, name: &str) -> Arc<Cell> {

@@ -424,7 +424,8 @@ impl Group {
         if !leader_is_here && !self.members.is_empty() {
             let Some(present) = self.members.values().find(|m| m.joining.is_some()) else {
                 // Only absent static members: wait for one of them, or for their sessions to end.
-                self.join_deadline = now + self.rebalance_timeout();
+                // At least a second, lest a timeout of nothing keeps us turning.
+                self.join_deadline = now + self.rebalance_timeout().max(Duration::from_secs(1));
                 self.stretch = None;
                 return;
             };
