@@ -160,6 +160,9 @@ pub struct Superblock {
     pub roles: Vec<Role>,
 }
 
+/// The largest event count that is believed: at a million a second it takes 290,000 years.
+const MOST_EVENTS: u64 = i64::MAX as u64;
+
 /// Why bytes are not a superblock that this version can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SuperblockError {
@@ -180,6 +183,9 @@ pub enum SuperblockError {
         /// What the bytes give.
         computed: u32,
     },
+    /// An event count that counting does not reach; adding to it would overflow.
+    #[error("its superblock claims {0} events, which no array has seen: it is damaged or made up")]
+    Events(u64),
     /// A role table that does not fit.
     #[error("its superblock claims {0} device numbers, more than fit")]
     MaxDev(u32),
@@ -265,6 +271,10 @@ impl Superblock {
         if features & !(FEATURE_BITMAP | FEATURE_BAD_BLOCKS) != 0 {
             return Err(SuperblockError::Features(features & !(FEATURE_BITMAP | FEATURE_BAD_BLOCKS)));
         }
+        let events = get64(bytes, AT_EVENTS);
+        if events > MOST_EVENTS {
+            return Err(SuperblockError::Events(events));
+        }
         let super_offset = get64(bytes, AT_SUPER_OFFSET);
         if super_offset != SUPER_OFFSET / SECTOR {
             return Err(SuperblockError::Misplaced(super_offset));
@@ -292,7 +302,7 @@ impl Superblock {
                 in_use: features & FEATURE_BAD_BLOCKS != 0,
             }),
             updated: get64(bytes, AT_UTIME),
-            events: get64(bytes, AT_EVENTS),
+            events,
             resync_offset: get64(bytes, AT_RESYNC_OFFSET),
             roles: (0..max_dev as usize).map(|i| Role::decode(get16(bytes, AT_ROLES + 2 * i))).collect(),
         };

@@ -42,21 +42,31 @@ fn spoil(rig: &Rig, slot: usize, rng: &mut Rng, mend: bool) {
         }
     }
     if mend {
-        // An attacker computes checksums: sum of the 32-bit words, with the checksum's own field zero.
-        let at = SUPERBLOCK.start;
-        let max_dev = u32::from_le_bytes(disk.peek(at + 220, 4).try_into().unwrap());
-        let len = (256 + u64::from(max_dev) * 2).min(4096);
-        let mut bytes = disk.peek(at, len.next_multiple_of(4));
-        bytes.truncate(len as usize);
-        bytes[216..220].fill(0);
-        let mut words = bytes.chunks_exact(4);
-        let mut sum: u64 = words.by_ref().map(|w| u64::from(u32::from_le_bytes(w.try_into().unwrap()))).sum();
-        if let [a, b] = words.remainder() {
-            sum += u64::from(u16::from_le_bytes([*a, *b]));
-        }
-        let sum = (sum & 0xffff_ffff) as u32 as u64 + (sum >> 32);
-        disk.poke(at + 216, &(sum as u32).to_le_bytes());
+        mend_checksum(rig, slot);
     }
+}
+
+/// Overwrites a field of eight bytes of a member's superblock, under a valid checksum.
+fn set_field(rig: &Rig, slot: usize, at: u64, value: u64) {
+    rig.disks[slot].poke(SUPERBLOCK.start + at, &value.to_le_bytes());
+    mend_checksum(rig, slot);
+}
+
+/// Does as an attacker would, who computes checksums: the sum of the 32-bit words, the checksum's own field zero.
+fn mend_checksum(rig: &Rig, slot: usize) {
+    let disk = &rig.disks[slot];
+    let at = SUPERBLOCK.start;
+    let max_dev = u32::from_le_bytes(disk.peek(at + 220, 4).try_into().unwrap());
+    let len = (256 + u64::from(max_dev) * 2).min(4096);
+    let mut bytes = disk.peek(at, len);
+    bytes[216..220].fill(0);
+    let mut words = bytes.chunks_exact(4);
+    let mut sum: u64 = words.by_ref().map(|w| u64::from(u32::from_le_bytes(w.try_into().unwrap()))).sum();
+    if let [a, b] = words.remainder() {
+        sum += u64::from(u16::from_le_bytes([*a, *b]));
+    }
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    disk.poke(at + 216, &(sum as u32).to_le_bytes());
 }
 
 #[test]
@@ -131,4 +141,16 @@ fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Seed 4448 of the test above: an event count of all ones under a valid checksum, to which assembly added one.
+#[test]
+fn an_absurd_event_count_is_refused() {
+    let rig = rig(2);
+    for slot in rig.slots() {
+        set_field(&rig, slot, 200, u64::MAX);
+    }
+    let refused = rig.sim.block_on(rig.assemble(rig.plug(&rig.slots()))).unwrap();
+    let error = refused.err().expect("no array has seen so many events").to_string();
+    assert!(error.contains("disk0") && error.contains("events"), "{error}");
 }
