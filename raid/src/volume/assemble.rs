@@ -196,7 +196,7 @@ fn choose(candidates: Vec<Candidate>) -> Result<(Current, Stale)> {
             return Err(Error::Diverged { device: found.name(), other: freshest_name });
         }
         let slot = match role {
-            Role::Active(slot) if knows_freshest && its.events + 1 >= freshest.events => slot,
+            Role::Active(slot) if knows_freshest && its.events.saturating_add(1) >= freshest.events => slot,
             _ => {
                 tracing::warn!(member = %found.name(), events = its.events, freshest = freshest.events,
                     "out of date or failed earlier: left out");
