@@ -235,7 +235,11 @@ pub fn check(header: &Header, bytes: &[u8]) -> Result<(), BatchFault> {
     if bytes.len() as u64 != u64::from(header.size) {
         return Err(BatchFault::Truncated { needed: u64::from(header.size), available: bytes.len() as u64 });
     }
-    let computed = crc32c::crc32c(&bytes[CRC_FROM..]);
+    check_sums(header, crc32c::crc32c(&bytes[CRC_FROM..]))
+}
+
+/// Checks a header against the checksum computed over byte 21 to the batch's end.
+pub fn check_sums(header: &Header, computed: u32) -> Result<(), BatchFault> {
     if computed != header.crc {
         return Err(BatchFault::Checksum { stored: header.crc, computed });
     }
@@ -279,14 +283,53 @@ pub fn stamp_append_time(batch: &mut [u8], now: i64) {
     restamp_crc(batch);
 }
 
-/// Clears a producer's claim that its timestamps are the broker's, with the new CRC.
-pub fn stamp_create_time(batch: &mut [u8]) {
-    let attributes = i16::from_be_bytes([batch[CRC_FROM], batch[CRC_FROM + 1]]) & !LOG_APPEND_TIME;
-    (&mut batch[CRC_FROM..]).put_i16(attributes);
-    restamp_crc(batch);
-}
-
 fn restamp_crc(batch: &mut [u8]) {
     let crc = crc32c::crc32c(&batch[CRC_FROM..]);
     (&mut batch[CRC_AT..]).put_u32(crc);
+}
+
+/// The first record of a whole, sound batch with a timestamp of at least `timestamp`, as (offset, timestamp). Where
+/// records are compressed they stay opaque, and the answer is the batch's first record: never too late.
+#[must_use]
+pub fn first_at_or_after(header: &Header, batch: &[u8], timestamp: i64) -> Option<(i64, i64)> {
+    if header.max_timestamp < timestamp {
+        return None;
+    }
+    if header.is_log_append_time() {
+        // All records have the batch's timestamp.
+        return Some((header.base_offset, header.max_timestamp));
+    }
+    let first = (header.base_offset, header.base_timestamp);
+    if header.attributes & COMPRESSION != 0 || header.base_timestamp >= timestamp {
+        return Some(first);
+    }
+    let mut rest = batch.get(HEADER..)?;
+    for _ in 0..header.count {
+        let length = usize::try_from(varint(&mut rest)?).ok()?;
+        let mut record = rest.get(..length)?;
+        rest = &rest[length..];
+        // One byte of attributes, unused.
+        record = record.get(1..)?;
+        let at = header.base_timestamp.saturating_add(varint(&mut record)?);
+        let offset = header.base_offset.saturating_add(varint(&mut record)?);
+        if at >= timestamp {
+            return Some((offset, at));
+        }
+    }
+    // The header promised one: records that break it are the producer's affair.
+    Some(first)
+}
+
+/// A zigzag varint of up to 64 bits; `None` when the bytes end in it.
+fn varint(bytes: &mut &[u8]) -> Option<i64> {
+    let mut value = 0u64;
+    for at in 0..10 {
+        let byte = *bytes.get(at)?;
+        value |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            *bytes = &bytes[at + 1..];
+            return Some((value >> 1) as i64 ^ -((value & 1) as i64));
+        }
+    }
+    None
 }

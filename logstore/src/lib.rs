@@ -7,17 +7,33 @@
 //!
 //! The rooms, in reading order:
 //!
-//! - [`error`]: what can go wrong, a variant a cause.
+//! - [`error`]: what can go wrong, a variant a cause; `health`: whether anything may still be promised.
 //! - [`config`]: topic configuration, with Kafka's names and defaults.
-//! - [`batch`]: the header of a record batch; pure.
-//! - [`partition`]: a log with one appender: append, read, offsets, visibility.
-//! - [`store`]: topics, and the life of the whole.
+//! - [`batch`], [`index`], [`producers`], `epochs`: bytes and rules of the formats; pure.
+//! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
+//! - `catalog`: what exists and where it lies, in an embedded database.
+//! - `segment`: bytes, end and index of one segment; `commit`: one flush for all partitions.
+//! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
+//! - [`store`]: topics, and the life of the whole; `tasks`, `graveyard`, `context`: what partitions share.
 
 pub mod batch;
+mod catalog;
+mod commit;
 pub mod config;
+mod context;
+mod directory;
+mod epochs;
 pub mod error;
+mod graveyard;
+mod health;
+mod home;
+pub mod index;
 pub mod partition;
+pub mod producers;
+mod segment;
 pub mod store;
+mod tasks;
+mod volume;
 
 pub use config::TopicConfig;
 pub use error::{Error, Result};

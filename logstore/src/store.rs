@@ -1,14 +1,48 @@
-//! The store: topics on one home.
+//! The store: topics on one home, and the life of the whole.
+//!
+//! **Open**: the catalog is read whole (its size is that of the metadata, not of the data); partitions that were closed
+//! in order are taken at their word, the others are recovered. What recovery exposes is flushed, once for all, and
+//! their new records are committed, before anything is served.
+//!
+//! **Close**: no new change starts, running ones end, then each partition that was appended to is sealed.
+//!
+//! Topics are made and deleted one at a time, each by one commit of the catalog.
 
+use crate::catalog::records::{FORMAT, PartitionKey, PartitionRecord, Table, TopicRecord};
+use crate::catalog::{Catalog, Change};
+use crate::commit::Committer;
 use crate::config::TopicConfig;
+use crate::context::Context;
+use crate::directory::DirectoryHome;
+use crate::directory::names::base64_id;
 use crate::error::{Error, Result};
+use crate::graveyard::Graveyard;
+use crate::health::Health;
+use crate::home::{self, PartitionId};
 use crate::partition::Partition;
+use crate::partition::recovery::{self, Opened};
+use crate::segment::IndexCache;
+use crate::tasks::Tasks;
+use crate::volume::VolumeHome;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use parking_lot::RwLock;
 use raid::device::Device;
 use raid::runtime::Runtime;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
+
+/// Most partitions of one topic.
+const MOST_PARTITIONS: u32 = 100_000;
+/// Partitions opened, or closed, at the same time.
+const CONCURRENCY: usize = 32;
+/// Producer ids taken from the catalog at once, as Kafka's controller does.
+const PRODUCER_BLOCK: i64 = 1000;
+/// Memory for indexes of closed segments, in bytes.
+const INDEX_BUDGET: usize = 8 << 20;
 
 /// Where a store lives.
 pub enum Home {
@@ -41,7 +75,7 @@ impl Default for StoreOptions {
 pub struct Topic {
     name: Arc<str>,
     id: Uuid,
-    config: Arc<TopicConfig>,
+    config: RwLock<Arc<TopicConfig>>,
     partitions: Vec<Arc<Partition>>,
 }
 
@@ -51,84 +85,384 @@ impl Topic {
     pub fn name(&self) -> &str {
         &self.name
     }
+
     /// Its id; never zero, never used again.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.id
     }
+
     /// Its configuration.
     #[must_use]
     pub fn config(&self) -> Arc<TopicConfig> {
-        Arc::clone(&self.config)
+        Arc::clone(&self.config.read())
     }
+
     /// Its partitions, by number.
     #[must_use]
     pub fn partitions(&self) -> &[Arc<Partition>] {
         &self.partitions
     }
+
     /// A partition by number.
     #[must_use]
     pub fn partition(&self, index: i32) -> Option<&Arc<Partition>> {
         self.partitions.get(usize::try_from(index).ok()?)
     }
+
+    fn record(&self, config: &TopicConfig) -> TopicRecord {
+        TopicRecord {
+            name: self.name.to_string(),
+            id: self.id,
+            partitions: self.partitions.len() as u32,
+            config: config.overrides().clone(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Topics {
+    by_name: BTreeMap<Arc<str>, Arc<Topic>>,
+    by_id: HashMap<Uuid, Arc<Topic>>,
+}
+
+impl Topics {
+    fn insert(&mut self, topic: &Arc<Topic>) {
+        self.by_name.insert(Arc::clone(&topic.name), Arc::clone(topic));
+        self.by_id.insert(topic.id, Arc::clone(topic));
+    }
+
+    fn remove(&mut self, topic: &Topic) {
+        self.by_name.remove(&topic.name);
+        self.by_id.remove(&topic.id);
+    }
+}
+
+/// Producer ids that the catalog knows as given out already.
+#[derive(Debug)]
+struct ProducerIds {
+    next: i64,
+    end: i64,
 }
 
 /// Topics on one home.
 #[derive(Debug)]
 pub struct Store {
+    context: Arc<Context>,
     cluster_id: String,
+    defaults: TopicConfig,
+    topics: RwLock<Topics>,
+    /// One topic is made, changed or deleted at a time.
+    admin: tokio::sync::Mutex<()>,
+    producer_ids: tokio::sync::Mutex<ProducerIds>,
 }
 
 impl Store {
     /// Opens the store at `home`; formats an all-zero volume or an empty directory, and refuses anything else that
     /// is not a log store.
-    pub async fn open(_home: Home, _options: StoreOptions, _runtime: Arc<dyn Runtime>) -> Result<Arc<Self>> {
-        Err(Error::Closed)
+    pub async fn open(home: Home, options: StoreOptions, runtime: Arc<dyn Runtime>) -> Result<Arc<Self>> {
+        let health = Arc::new(Health::default());
+        let tasks = Tasks::new(runtime);
+        let (home, catalog): (Arc<dyn home::Home>, _) = match home {
+            Home::Volume(device) => {
+                let (home, catalog) =
+                    VolumeHome::open(device, Arc::clone(&tasks), Arc::clone(&health)).await?;
+                (Arc::new(home), catalog)
+            }
+            Home::Directory(path) => {
+                let (home, catalog) =
+                    DirectoryHome::open(path, Arc::clone(&tasks), Arc::clone(&health)).await?;
+                (Arc::new(home), catalog)
+            }
+        };
+        let cluster_id = identity(&catalog, &tasks, home.name()).await?;
+        let next = catalog.record::<i64>(Table::Meta, b"next_producer_id")?.unwrap_or(0);
+        let context = Arc::new(Context {
+            committer: Committer::new(Arc::clone(&home), Arc::clone(&tasks), Arc::clone(&health)),
+            graveyard: Graveyard::new(Arc::clone(&home), Arc::clone(&tasks)),
+            home,
+            catalog,
+            tasks,
+            health,
+            indexes: IndexCache::new(INDEX_BUDGET),
+            producer_expiration: options.producer_expiration,
+            closing: AtomicBool::new(false),
+        });
+        let store = Self {
+            context,
+            cluster_id,
+            defaults: options.topic_defaults.as_defaults(),
+            topics: RwLock::default(),
+            admin: tokio::sync::Mutex::new(()),
+            producer_ids: tokio::sync::Mutex::new(ProducerIds { next, end: next }),
+        };
+        store.open_topics().await?;
+        Ok(Arc::new(store))
     }
-    /// The cluster's id, made when the store was formatted.
+
+    async fn open_topics(&self) -> Result<()> {
+        let catalog = &self.context.catalog;
+        let mut records: HashMap<PartitionKey, PartitionRecord> = HashMap::new();
+        for (key, record) in catalog.records(Table::Partitions)? {
+            let key = PartitionKey::read(&key)
+                .ok_or_else(|| catalog.damaged("a partition's key is not one".to_owned()))?;
+            records.insert(key, record);
+        }
+        let mut opened = Vec::new();
+        for (_, record) in catalog.records::<TopicRecord>(Table::Topics)? {
+            opened.extend(self.open_topic(&record, &mut records).await?);
+        }
+        let recovered: Vec<_> = opened.iter().filter(|opened| opened.recovered).collect();
+        if recovered.is_empty() {
+            return Ok(());
+        }
+        // What was scanned and what was cut off: durable first, then vouched for.
+        self.context.home.flush().await?;
+        let mut change = Change::vital();
+        recovered.iter().for_each(|opened| opened.partition.put_record(&mut change));
+        catalog.submit(change).await?;
+        for Opened { partition, unsealed, .. } in opened.into_iter().filter(|opened| opened.recovered) {
+            partition.note_epochs().await?;
+            for (segment, snapshot) in unsealed {
+                partition.enqueue_seal(segment, snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_topic(
+        &self,
+        record: &TopicRecord,
+        records: &mut HashMap<PartitionKey, PartitionRecord>,
+    ) -> Result<Vec<Opened>> {
+        let TopicRecord { id, partitions, .. } = *record;
+        let damaged = |what: String| self.context.catalog.damaged(format!("topic {}: {what}", record.name));
+        if partitions == 0 || partitions > MOST_PARTITIONS || check_name(&record.name).is_err() {
+            return Err(damaged("its name or partition count is impossible".to_owned()));
+        }
+        let own = record.config.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let config = Arc::new(self.defaults.with(own).map_err(|error| damaged(error.to_string()))?);
+        let name: Arc<str> = record.name.as_str().into();
+        let opened: Vec<Opened> = stream::iter((0..partitions).map(|partition| {
+            let key = PartitionKey { topic: id, partition };
+            let record = records.remove(&key).unwrap_or_default();
+            let partition = PartitionId { key, topic: Arc::clone(&name) };
+            recovery::open(&self.context, partition, record, Arc::clone(&config))
+        }))
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await?;
+        let partitions = opened.iter().map(|opened| Arc::clone(&opened.partition)).collect();
+        let topic = Topic { name, id, config: RwLock::new(config), partitions };
+        self.topics.write().insert(&Arc::new(topic));
+        Ok(opened)
+    }
+
+    /// The cluster's id, made when the store was formatted: 22 characters, as Kafka prints it.
     #[must_use]
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
     }
-    /// Flushes, writes snapshots and the clean markers: the next open scans nothing.
-    pub async fn close(&self) -> Result<()> {
-        Err(Error::Closed)
-    }
+
     /// What topics get that do not set a key themselves.
     #[must_use]
-    pub fn topic_defaults(&self) -> TopicConfig {
-        TopicConfig::kafka_defaults()
+    pub fn topic_defaults(&self) -> &TopicConfig {
+        &self.defaults
     }
+
+    /// Flushes, writes snapshots and the clean markers: the next open scans nothing. Later changes are refused; reads
+    /// may go on.
+    pub async fn close(&self) -> Result<()> {
+        if self.context.closing.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let admin = self.admin.lock().await;
+        self.context.tasks.idle().await;
+        self.context.health.check()?;
+        let partitions: Vec<_> = self.topics().iter().flat_map(|topic| topic.partitions.clone()).collect();
+        let closed: Vec<Result<()>> = stream::iter(partitions)
+            .map(|partition| async move { partition.close().await })
+            .buffer_unordered(CONCURRENCY)
+            .collect()
+            .await;
+        closed.into_iter().collect::<Result<()>>()?;
+        self.context.graveyard.close();
+        self.context.tasks.idle().await;
+        self.context.health.check()?;
+        self.context.tasks.close();
+        self.context.health.close();
+        self.context.catalog.close().await?;
+        drop(admin);
+        Ok(())
+    }
+
     /// Makes a topic. It exists wholly or, after a power cut, not at all.
     pub async fn create_topic(&self, name: &str, partitions: u32, config: TopicConfig) -> Result<Arc<Topic>> {
-        let partitions = (0..partitions as i32).map(|index| Arc::new(Partition::new(index))).collect();
-        Ok(Arc::new(Topic { name: name.into(), id: Uuid::nil(), config: Arc::new(config), partitions }))
+        check_name(name)?;
+        if partitions == 0 || partitions > MOST_PARTITIONS {
+            return Err(Error::InvalidPartitionCount { count: partitions, max: MOST_PARTITIONS });
+        }
+        let _one = self.admin.lock().await;
+        self.context.check()?;
+        self.check_free(name)?;
+        let mut id = [0; 16];
+        self.context.tasks.runtime().fill_random(&mut id);
+        let id = uuid::Builder::from_random_bytes(id).into_uuid();
+        let own = config.overrides().clone();
+        let record = TopicRecord { name: name.to_owned(), id, partitions, config: own };
+        self.context.home.prepare_topic(&record).await?;
+        let mut change = Change::new();
+        change.put(Table::Topics, id.as_bytes(), &record);
+        self.context.catalog.submit(change).await?;
+        let (name, config): (Arc<str>, _) = (name.into(), Arc::new(config));
+        let partitions = (0..partitions)
+            .map(|partition| {
+                let key = PartitionKey { topic: id, partition };
+                let partition = PartitionId { key, topic: Arc::clone(&name) };
+                recovery::create(&self.context, partition, Arc::clone(&config))
+            })
+            .collect();
+        let topic = Arc::new(Topic { name, id, config: RwLock::new(config), partitions });
+        self.topics.write().insert(&topic);
+        Ok(topic)
     }
-    /// Deletes a topic.
+
+    /// Gives a topic another configuration, from now on.
+    pub async fn configure_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
+        let _one = self.admin.lock().await;
+        self.context.check()?;
+        let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
+        let mut change = Change::new();
+        change.put(Table::Topics, topic.id.as_bytes(), &topic.record(&config));
+        self.context.catalog.submit(change).await?;
+        let config = Arc::new(config);
+        *topic.config.write() = Arc::clone(&config);
+        topic.partitions.iter().for_each(|partition| partition.set_config(Arc::clone(&config)));
+        Ok(())
+    }
+
+    /// Deletes a topic: at once for its users; its space is given back after its `file.delete.delay.ms`, and when no
+    /// read of it is under way.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
-        Err(Error::UnknownTopic { name: name.to_owned() })
+        let _one = self.admin.lock().await;
+        self.context.check()?;
+        let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
+        let record = topic.record(&topic.config());
+        let mut change = Change::vital();
+        let mut bytes = Vec::new();
+        for partition in &topic.partitions {
+            bytes.extend(partition.forget(&mut change).await?);
+        }
+        change.delete(Table::Topics, topic.id.as_bytes());
+        self.context.home.forget_topic(&record, &mut change);
+        self.topics.write().remove(&topic);
+        self.context.catalog.submit(change).await?;
+        bytes.iter().for_each(|segment| segment.forgotten());
+        self.context.home.topic_forgotten(&record).await?;
+        let delay = Duration::from_millis(topic.config().file_delete_delay_ms as u64);
+        drop(topic);
+        self.context.graveyard.bury(delay, bytes, Some(record)).await;
+        Ok(())
     }
+
     /// A topic by name.
     #[must_use]
-    pub fn topic(&self, _name: &str) -> Option<Arc<Topic>> {
-        None
+    pub fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+        self.topics.read().by_name.get(name).cloned()
     }
+
     /// A topic by id.
     #[must_use]
-    pub fn topic_by_id(&self, _id: Uuid) -> Option<Arc<Topic>> {
-        None
+    pub fn topic_by_id(&self, id: Uuid) -> Option<Arc<Topic>> {
+        self.topics.read().by_id.get(&id).cloned()
     }
+
     /// All topics, by name.
     #[must_use]
     pub fn topics(&self) -> Vec<Arc<Topic>> {
-        Vec::new()
+        self.topics.read().by_name.values().cloned().collect()
     }
+
     /// A producer id that was never given out before, whatever happens to the store later.
     pub async fn allocate_producer_id(&self) -> Result<i64> {
-        Err(Error::Closed)
+        let mut ids = self.producer_ids.lock().await;
+        if ids.next == ids.end {
+            self.context.check()?;
+            let end = ids.end.saturating_add(PRODUCER_BLOCK);
+            let mut change = Change::vital();
+            change.put(Table::Meta, b"next_producer_id", &end);
+            self.context.catalog.submit(change).await?;
+            ids.end = end;
+        }
+        let id = ids.next;
+        ids.next += 1;
+        Ok(id)
     }
-    /// Deletes what the topics' retention says; to be called every few minutes by whoever runs the store.
+
+    /// Deletes what the topics' retention says; to be called every few minutes by whoever runs the store. A partition
+    /// that fails does not keep the others from being cleaned; the first failure is returned.
     pub async fn enforce_retention(&self) -> Result<()> {
-        Err(Error::Closed)
+        let mut first = Ok(());
+        for topic in self.topics() {
+            for partition in &topic.partitions {
+                self.context.check()?;
+                match partition.enforce_retention().await {
+                    // Deleted meanwhile.
+                    Ok(()) | Err(Error::UnknownTopic { .. }) => {}
+                    Err(error) => {
+                        tracing::warn!("retention of {}-{}: {error}", topic.name, partition.index());
+                        first = first.and(Err(error));
+                    }
+                }
+            }
+        }
+        first
     }
+
+    /// Refuses a name that is taken, or that would share its metric names with one that is.
+    fn check_free(&self, name: &str) -> Result<()> {
+        let plain = |name: &str| name.replace('.', "_");
+        let wanted = plain(name);
+        let topics = self.topics.read();
+        let taken = topics.by_name.keys().find(|taken| plain(taken) == wanted);
+        taken.map_or(Ok(()), |taken| Err(Error::TopicExists { name: taken.to_string() }))
+    }
+}
+
+/// Whether Kafka allows the name: 1 to 249 characters of `[a-zA-Z0-9._-]`, not `.` or `..`.
+fn check_name(name: &str) -> Result<()> {
+    let refuse = |reason| Err(Error::InvalidTopicName { name: name.chars().take(260).collect(), reason });
+    if name.is_empty() {
+        return refuse("it is empty");
+    }
+    if name == "." || name == ".." {
+        return refuse("it is the name of a directory");
+    }
+    if name.len() > 249 {
+        return refuse("it is longer than 249 characters");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
+        return refuse("only letters, digits, '.', '_' and '-' are allowed");
+    }
+    Ok(())
+}
+
+/// Checks the catalog's format and gives the store's cluster id, which is made at the first open.
+async fn identity(catalog: &Arc<Catalog>, tasks: &Arc<Tasks>, place: &str) -> Result<String> {
+    if let Some(found) = catalog.record::<u32>(Table::Meta, b"format")?
+        && found > FORMAT
+    {
+        return Err(Error::UnsupportedFormat { place: place.to_owned(), found, supported: FORMAT });
+    }
+    if let Some(id) = catalog.record::<String>(Table::Meta, b"cluster_id")? {
+        return Ok(id);
+    }
+    let mut id = [0; 16];
+    tasks.runtime().fill_random(&mut id);
+    let id = base64_id(uuid::Builder::from_random_bytes(id).into_uuid());
+    let mut change = Change::new();
+    change.put(Table::Meta, b"format", &FORMAT);
+    change.put(Table::Meta, b"cluster_id", &id);
+    catalog.submit(change).await?;
+    Ok(id)
 }

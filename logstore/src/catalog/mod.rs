@@ -1,0 +1,428 @@
+//! The catalog: what topics there are and where their bytes lie, in an embedded ACID database (redb).
+//!
+//! A [`Change`] is a list of puts and deletes; it happens wholly or not at all. [`Catalog::submit`] queues one and
+//! returns at once; the order of submission is the order of effect. One task, which lives only while there is work,
+//! takes all that is queued, commits it as one transaction, and makes it durable: however many partitions ask, a
+//! commit costs two flushes. A change counts as done only then.
+//!
+//! Commits are two-phase: all pages are flushed before the header that makes them current is written. On a volume the
+//! first of the two flushes also covers whatever was written to the *volume* before the change was submitted, so a
+//! record never becomes durable before the zeroes, index bytes or batches that it speaks of.
+//!
+//! In memory on a volume (see [`region`]), in a file of the data directory otherwise. A commit that fails poisons the
+//! store. A change that would overfill the region is refused before it is tried, and harms nothing.
+
+pub(crate) mod records;
+pub(crate) mod region;
+
+use crate::directory::blocking;
+use crate::error::{Error, Result};
+use crate::health::Health;
+use crate::tasks::Tasks;
+use crate::volume::layout::Layout;
+use parking_lot::{Mutex, RwLock};
+use raid::device::{Device, Durability};
+use records::Table;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use region::Recorded;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::oneshot;
+
+/// Memory for the database's own page cache: on a volume its file is in memory anyway, and the catalog is read once.
+const CACHE: usize = 512 * 1024;
+/// The database fills its pages by half at worst, and keeps the pages of the commit before: content may use this part
+/// of the region before growth is refused …
+const FILL: u64 = 4;
+/// … and this part before even changes that are needed to free space are.
+const VITAL_FILL: u64 = 3;
+
+type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+type Row = (Vec<u8>, Vec<u8>);
+
+impl Table {
+    const ALL: [Self; 6] =
+        [Self::Meta, Self::Topics, Self::Partitions, Self::Segments, Self::Blobs, Self::Dying];
+
+    fn definition(self) -> Definition {
+        TableDefinition::new(match self {
+            Self::Meta => "meta",
+            Self::Topics => "topics",
+            Self::Partitions => "partitions",
+            Self::Segments => "segments",
+            Self::Blobs => "blobs",
+            Self::Dying => "dying",
+        })
+    }
+}
+
+/// Puts and deletes that happen together.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    ops: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
+    vital: bool,
+}
+
+impl Change {
+    /// A change that is refused when the region is full.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// A change that frees space or is needed to stop in order: it may use the reserve.
+    pub(crate) fn vital() -> Self {
+        Self { vital: true, ..Self::default() }
+    }
+
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], record: &impl Serialize) {
+        // Records are plain structs with string keys: encoding them cannot fail.
+        let value = serde_json::to_vec(record).expect("catalog records encode as JSON");
+        self.put_bytes(table, key, value);
+    }
+
+    pub(crate) fn put_bytes(&mut self, table: Table, key: &[u8], value: Vec<u8>) {
+        self.ops.push((table, key.to_vec(), Some(value)));
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) {
+        self.ops.push((table, key.to_vec(), None));
+    }
+
+    /// Adds what another change does.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.ops.extend(other.ops);
+    }
+
+    fn growth(&self) -> u64 {
+        let size = |(_, key, value): &(_, Vec<u8>, Option<Vec<u8>>)| {
+            value.as_ref().map_or(0, |value| (key.len() + value.len()) as u64)
+        };
+        self.ops.iter().map(size).sum()
+    }
+}
+
+/// A change on its way; completes when it is durable.
+#[derive(Debug)]
+pub(crate) struct Pending(oneshot::Receiver<Result<()>>);
+
+impl Future for Pending {
+    type Output = Result<()>;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.0).poll(context).map(|outcome| outcome.unwrap_or(Err(Error::Interrupted)))
+    }
+}
+
+/// Where the database's bytes go.
+enum Backing {
+    Region { memory: Recorded, device: Arc<dyn Device>, layout: Mutex<Layout> },
+    File,
+}
+
+struct Queue {
+    changes: Vec<(Change, oneshot::Sender<Result<()>>)>,
+    running: bool,
+}
+
+/// The catalog, open.
+pub(crate) struct Catalog {
+    place: String,
+    database: RwLock<Option<Database>>,
+    backing: Backing,
+    /// Bytes of keys and values.
+    content: Mutex<u64>,
+    queue: Mutex<Queue>,
+    tasks: Arc<Tasks>,
+    health: Arc<Health>,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+fn failed(place: &str, error: impl std::fmt::Display) -> Error {
+    Error::Catalog { place: place.to_owned(), reason: error.to_string() }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+/// Opens a database. What a damaged one can make the database do, even a panic, ends here as an error.
+fn guarded<E: std::fmt::Display>(
+    place: &str,
+    open: impl FnOnce() -> std::result::Result<Database, E>,
+) -> Result<Database> {
+    match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+        Ok(outcome) => outcome.map_err(|error| failed(place, error)),
+        Err(_) => Err(failed(place, "its pages are damaged beyond what the database can read")),
+    }
+}
+
+impl Catalog {
+    /// Opens the catalog on a volume, or makes it when `layout` says that nothing is there.
+    pub(crate) async fn on_volume(
+        device: Arc<dyn Device>,
+        layout: Layout,
+        tasks: Arc<Tasks>,
+        health: Arc<Health>,
+    ) -> Result<Arc<Self>> {
+        let place = device.name().to_owned();
+        let memory = if layout.catalog_len == 0 {
+            Recorded::empty(layout.catalog.len)
+        } else {
+            let buf = raid::device::buffer(layout.catalog_len as usize);
+            let content = device.read(layout.catalog.at, buf).await?;
+            Recorded::load(&content, layout.catalog.len)
+        };
+        let backend = memory.clone();
+        // All of it is in memory: checking every page's checksum costs little, and no damaged page is met later.
+        let database =
+            guarded(&place, || builder().set_check_integrity_on_open(true).create_with_backend(backend))?;
+        let backing = Backing::Region { memory, device, layout: Mutex::new(layout) };
+        let catalog = Self::assemble(place, database, backing, tasks, health)?;
+        catalog.replay().await?;
+        Ok(catalog)
+    }
+
+    /// Opens or makes the catalog in a file. The caller has made sure that `path` is what it should be.
+    pub(crate) async fn in_file(path: &Path, tasks: Arc<Tasks>, health: Arc<Health>) -> Result<Arc<Self>> {
+        let (place, path) = (path.display().to_string(), path.to_owned());
+        blocking(move || {
+            let database = guarded(&place, || builder().create(&path))?;
+            Self::assemble(place, database, Backing::File, tasks, health)
+        })
+        .await
+    }
+
+    fn assemble(
+        place: String,
+        database: Database,
+        backing: Backing,
+        tasks: Arc<Tasks>,
+        health: Arc<Health>,
+    ) -> Result<Arc<Self>> {
+        let transaction = database.begin_write().map_err(|error| failed(&place, error))?;
+        for table in Table::ALL {
+            transaction.open_table(table.definition()).map_err(|error| failed(&place, error))?;
+        }
+        transaction.commit().map_err(|error| failed(&place, error))?;
+        let catalog = Self {
+            place,
+            database: RwLock::new(Some(database)),
+            backing,
+            content: Mutex::new(0),
+            queue: Mutex::new(Queue { changes: Vec::new(), running: false }),
+            tasks,
+            health,
+        };
+        let mut content = 0;
+        for table in Table::ALL {
+            content +=
+                catalog.rows(table)?.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum::<u64>();
+        }
+        *catalog.content.lock() = content;
+        Ok(Arc::new(catalog))
+    }
+
+    fn rows(&self, table: Table) -> Result<Vec<Row>> {
+        let database = self.database.read();
+        let database = database.as_ref().ok_or(Error::Closed)?;
+        let read = || -> std::result::Result<Vec<Row>, redb::Error> {
+            let table = database.begin_read()?.open_table(table.definition())?;
+            let mut rows = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                rows.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(rows)
+        };
+        read().map_err(|error| failed(&self.place, error))
+    }
+
+    /// All records of a table, by key.
+    pub(crate) fn records<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(Vec<u8>, T)>> {
+        let rows = self.rows(table)?;
+        rows.into_iter().map(|(key, value)| self.parse(table, &value).map(|record| (key, record))).collect()
+    }
+
+    /// The bytes of a record.
+    pub(crate) fn bytes(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let database = self.database.read();
+        let database = database.as_ref().ok_or(Error::Closed)?;
+        let read = || -> std::result::Result<Option<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(table.definition())?;
+            Ok(table.get(key)?.map(|value| value.value().to_vec()))
+        };
+        read().map_err(|error| failed(&self.place, error))
+    }
+
+    /// A record.
+    pub(crate) fn record<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>> {
+        self.bytes(table, key)?.map(|value| self.parse(table, &value)).transpose()
+    }
+
+    fn parse<T: DeserializeOwned>(&self, table: Table, value: &[u8]) -> Result<T> {
+        serde_json::from_slice(value).map_err(|error| self.damaged(format!("a record of {table:?}: {error}")))
+    }
+
+    /// An error that names this catalog.
+    pub(crate) fn damaged(&self, what: String) -> Error {
+        Error::DamagedCatalog { place: self.place.clone(), what }
+    }
+
+    /// Queues a change behind those before it.
+    pub(crate) fn submit(self: &Arc<Self>, change: Change) -> Pending {
+        let (done, pending) = oneshot::channel();
+        let mut queue = self.queue.lock();
+        queue.changes.push((change, done));
+        if !std::mem::replace(&mut queue.running, true) {
+            drop(queue);
+            let catalog = Arc::clone(self);
+            self.tasks.spawn(Box::pin(async move { catalog.work().await }));
+        }
+        Pending(pending)
+    }
+
+    /// Commits what is queued until nothing is.
+    async fn work(self: Arc<Self>) {
+        loop {
+            let changes = {
+                let mut queue = self.queue.lock();
+                queue.running = !queue.changes.is_empty();
+                std::mem::take(&mut queue.changes)
+            };
+            if changes.is_empty() {
+                return;
+            }
+            self.commit_all(changes).await;
+        }
+    }
+
+    async fn commit_all(self: &Arc<Self>, changes: Vec<(Change, oneshot::Sender<Result<()>>)>) {
+        let mut batch = Change::new();
+        let mut waiting = Vec::with_capacity(changes.len());
+        for (change, done) in changes {
+            match self.health.check().and_then(|()| self.fits(&change, batch.growth())) {
+                Ok(()) => {
+                    batch.join(change);
+                    waiting.push(done);
+                }
+                // The asker may have gone; nothing is owed to it then.
+                Err(refused) => drop(done.send(Err(refused))),
+            }
+        }
+        let outcome = if waiting.is_empty() { Ok(()) } else { self.commit(batch).await };
+        if let Err(cause) = &outcome {
+            self.health.fail(cause);
+        }
+        for done in waiting {
+            drop(done.send(outcome.clone()));
+        }
+    }
+
+    fn fits(&self, change: &Change, queued: u64) -> Result<()> {
+        let Backing::Region { layout, .. } = &self.backing else { return Ok(()) };
+        let capacity = layout.lock().catalog.len;
+        let part = capacity / if change.vital { VITAL_FILL } else { FILL };
+        let growth = change.growth();
+        if growth > 0 && *self.content.lock() + queued + growth > part {
+            return Err(Error::CatalogFull { place: self.place.clone(), capacity });
+        }
+        Ok(())
+    }
+
+    async fn commit(self: &Arc<Self>, change: Change) -> Result<()> {
+        match &self.backing {
+            Backing::Region { .. } => {
+                self.commit_to_database(&change)?;
+                self.replay().await
+            }
+            Backing::File => {
+                let catalog = Arc::clone(self);
+                blocking(move || catalog.commit_to_database(&change)).await
+            }
+        }
+    }
+
+    fn commit_to_database(&self, change: &Change) -> Result<()> {
+        let database = self.database.read();
+        let database = database.as_ref().ok_or(Error::Closed)?;
+        let write = || -> std::result::Result<i64, redb::Error> {
+            let mut transaction = database.begin_write()?;
+            transaction.set_two_phase_commit(true);
+            let mut grown = 0;
+            for (table, key, value) in &change.ops {
+                let mut table = transaction.open_table(table.definition())?;
+                let size = |value: &[u8]| (key.len() + value.len()) as i64;
+                let before = match value {
+                    Some(value) => {
+                        grown += size(value);
+                        table.insert(key.as_slice(), value.as_slice())?
+                    }
+                    None => table.remove(key.as_slice())?,
+                };
+                grown -= before.map_or(0, |before| size(before.value()));
+            }
+            transaction.commit()?;
+            Ok(grown)
+        };
+        let grown = write().map_err(|error| failed(&self.place, error))?;
+        let mut content = self.content.lock();
+        *content = content.saturating_add_signed(grown);
+        Ok(())
+    }
+
+    /// Writes the recorded steps to the region, in order. Only one task is ever here: `work`, or open and close.
+    async fn replay(&self) -> Result<()> {
+        let Backing::Region { memory, device, layout } = &self.backing else { return Ok(()) };
+        while let Some(step) = memory.next_step() {
+            let mut now = *layout.lock();
+            let start = now.catalog.at;
+            let mut writes: Vec<_> = step
+                .runs
+                .into_iter()
+                .map(|(at, bytes)| device.write(start + at, bytes, Durability::Cached))
+                .collect();
+            if step.len != now.catalog_len {
+                now.generation += 1;
+                now.catalog_len = step.len;
+                writes.push(device.write(now.copy_at(), now.encode(), Durability::Cached));
+            }
+            futures_util::future::try_join_all(writes).await?;
+            device.flush().await?;
+            *layout.lock() = now;
+        }
+        Ok(())
+    }
+
+    /// Closes the database in order, so that the next open need not walk it. Nothing may be queued any more.
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
+        match &self.backing {
+            Backing::Region { .. } => {
+                self.shut()?;
+                self.replay().await
+            }
+            Backing::File => {
+                let catalog = Arc::clone(self);
+                blocking(move || catalog.shut()).await
+            }
+        }
+    }
+
+    fn shut(&self) -> Result<()> {
+        match self.database.write().take() {
+            Some(database) => database.close().map_err(|error| failed(&self.place, error)),
+            None => Ok(()),
+        }
+    }
+}

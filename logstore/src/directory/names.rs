@@ -1,0 +1,104 @@
+//! Kafka's names for files and directories. Pure.
+
+use crate::catalog::records::TopicRecord;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Ending of the directory of a deleted topic's partition.
+pub(super) const DELETED: &str = "-delete";
+/// Longest name a file system takes, in bytes.
+const LONGEST: usize = 255;
+
+/// A partition's directory.
+pub(super) fn partition_dir(root: &Path, topic: &str, partition: u32) -> PathBuf {
+    root.join(format!("{topic}-{partition}"))
+}
+
+/// What that directory is called once the topic is deleted. The id keeps it apart from a later topic's of the name.
+pub(super) fn deleted_dir(root: &Path, record: &TopicRecord, partition: u32) -> PathBuf {
+    let tail = format!("-{partition}.{}{DELETED}", record.id.simple());
+    let keep = record.name.len().min(LONGEST - tail.len());
+    // Topic names are ASCII, so any length is a boundary.
+    root.join(format!("{}{tail}", record.name.get(..keep).unwrap_or_default()))
+}
+
+/// Whether a directory's name is that of a partition: `<topic>-<number>`.
+pub(super) fn is_partition_dir(name: &str) -> bool {
+    name.rsplit_once('-').is_some_and(|(topic, number)| {
+        !topic.is_empty() && !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+    })
+}
+
+/// A file of a partition, named by an offset.
+pub(super) fn offset_file(dir: &Path, offset: i64, extension: &str) -> PathBuf {
+    dir.join(format!("{offset:020}.{extension}"))
+}
+
+/// The offset in the name of a file with this extension.
+pub(super) fn offset_of(name: &str, extension: &str) -> Option<i64> {
+    let stem = name.strip_suffix(extension)?.strip_suffix('.')?;
+    if stem.len() != 20 || !stem.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    stem.parse().ok()
+}
+
+/// A UUID as Kafka prints it: base64 for URLs, without padding, 22 characters.
+#[must_use]
+pub(crate) fn base64_id(id: Uuid) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    // 128 bits in 22 digits of 6: four zero bits follow.
+    (0..22)
+        .map(|digit| {
+            let shift = 122 - digit * 6;
+            let value = if shift >= 0 { id.as_u128() >> shift } else { id.as_u128() << -shift };
+            DIGITS[(value & 63) as usize] as char
+        })
+        .collect()
+}
+
+/// The text of `partition.metadata`.
+pub(super) fn partition_metadata(topic: Uuid) -> String {
+    format!("version: 0\ntopic_id: {}\n", base64_id(topic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn names_are_kafkas() {
+        let root = Path::new("/data");
+        assert_eq!(partition_dir(root, "a-1", 7), Path::new("/data/a-1-7"));
+        assert!(is_partition_dir("a-1-7") && is_partition_dir("a-0"));
+        assert!(!is_partition_dir("a-") && !is_partition_dir("-3") && !is_partition_dir("a-3.x-delete"));
+        assert_eq!(offset_file(root, 42, "log"), Path::new("/data/00000000000000000042.log"));
+        assert_eq!(offset_of("00000000000000000042.log", "log"), Some(42));
+        for bad in
+            ["42.log", "00000000000000000042.index", "0000000000000000004x.log", "99999999999999999999.log"]
+        {
+            assert_eq!(offset_of(bad, "log"), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_print_as_kafka_prints_them() {
+        // From `org.apache.kafka.common.Uuid`: ONE_UUID, and the largest.
+        assert_eq!(base64_id(Uuid::from_u128(1)), "AAAAAAAAAAAAAAAAAAAAAQ");
+        assert_eq!(base64_id(Uuid::from_u128(u128::MAX)), "_____________________w");
+    }
+
+    #[test]
+    fn the_longest_topic_can_be_deleted() {
+        let record = TopicRecord {
+            name: "t".repeat(249),
+            id: Uuid::from_u128(5),
+            partitions: 1,
+            config: BTreeMap::new(),
+        };
+        let path = deleted_dir(Path::new("/"), &record, 4_000_000_000);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(name.len() <= 255 && name.ends_with("-delete"));
+    }
+}

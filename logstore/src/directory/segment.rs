@@ -1,0 +1,306 @@
+//! A segment's bytes as a `.log` file, and what is derived from it as files beside it.
+//!
+//! Cost of a write: one `pwrite` on a blocking thread, no copy. A cached read is one `preadv2(RWF_NOWAIT)` without a
+//! thread hop. The file being appended to stays open; a closed one is opened when it is read, and for as long as a
+//! reader holds it, so that descriptors do not grow with the number of segments.
+
+use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
+use crate::catalog::Change;
+use crate::catalog::records::Kind;
+use crate::error::{Error, Result};
+use crate::home::{Found, Io, Sealing, SegmentBytes};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use raid::device::Piece;
+use rustix::io::ReadWriteFlags;
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Largest derived file that is read; anything larger is not one of ours.
+const LARGEST_SIDECAR: u64 = 64 << 20;
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Kept while the segment is appended to.
+    held: Option<Arc<File>>,
+    /// What readers hold.
+    seen: Weak<File>,
+}
+
+/// A segment in a directory.
+pub(super) struct FileSegment {
+    home: Arc<DirectoryHome>,
+    dir: PathBuf,
+    base: i64,
+    slot: Mutex<Slot>,
+    /// It is in the home's list of files to sync.
+    dirty: AtomicBool,
+    /// Nothing may be made for it any more.
+    dead: AtomicBool,
+    /// No record speaks of it: its files go when it is dropped.
+    freed: AtomicBool,
+    this: Weak<Self>,
+}
+
+impl std::fmt::Debug for FileSegment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSegment").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+/// The segments in a partition's directory.
+pub(super) fn find(home: &Arc<DirectoryHome>, dir: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for (name, path) in entries(dir)? {
+        if let Some(base) = names::offset_of(&name, "log") {
+            let size = at("look at", &path, fs::metadata(&path))?.len();
+            let bytes = FileSegment::new(home, dir.to_owned(), base);
+            found.push(Found { base, bytes, sealed: Some(size), reach: size, exact: true });
+        }
+    }
+    found.sort_by_key(|segment| segment.base);
+    // The last is the one that may go on growing.
+    if let Some(last) = found.last_mut() {
+        last.sealed = None;
+    }
+    Ok(found)
+}
+
+impl FileSegment {
+    pub(super) fn new(home: &Arc<DirectoryHome>, dir: PathBuf, base: i64) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            home: Arc::clone(home),
+            dir,
+            base,
+            slot: Mutex::new(Slot::default()),
+            dirty: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            freed: AtomicBool::new(false),
+            this: Weak::clone(this),
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        names::offset_file(&self.dir, self.base, "log")
+    }
+
+    fn sidecar_path(&self, kind: Kind, end: i64) -> PathBuf {
+        match kind {
+            Kind::OffsetIndex => names::offset_file(&self.dir, self.base, "index"),
+            Kind::TimeIndex => names::offset_file(&self.dir, self.base, "timeindex"),
+            Kind::Snapshot => names::offset_file(&self.dir, end, "snapshot"),
+        }
+    }
+
+    /// The files that are the segment's alone.
+    fn paths(&self) -> [PathBuf; 3] {
+        [self.path(), self.sidecar_path(Kind::OffsetIndex, 0), self.sidecar_path(Kind::TimeIndex, 0)]
+    }
+
+    fn is_open(&self) -> Option<Arc<File>> {
+        let slot = self.slot.lock();
+        slot.held.clone().or_else(|| slot.seen.upgrade())
+    }
+
+    /// The file, opened if it is not.
+    async fn file(&self) -> Result<Arc<File>> {
+        if let Some(file) = self.is_open() {
+            return Ok(file);
+        }
+        let path = self.path();
+        let file = blocking(move || {
+            at("open", &path, File::options().read(true).write(true).open(&path)).map(Arc::new)
+        })
+        .await?;
+        self.slot.lock().seen = Arc::downgrade(&file);
+        Ok(file)
+    }
+
+    /// The file, made if it does not exist, and kept open.
+    async fn file_to_append(&self) -> Result<Arc<File>> {
+        if let Some(file) = self.slot.lock().held.clone() {
+            return Ok(file);
+        }
+        if self.dead.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let path = self.path();
+        let file = blocking(move || {
+            let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            at("open", &path, options).map(Arc::new)
+        })
+        .await?;
+        self.home.soil_dir(&self.dir);
+        let mut slot = self.slot.lock();
+        slot.seen = Arc::downgrade(&file);
+        slot.held = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn soil(&self) {
+        if !self.dirty.swap(true, Ordering::AcqRel) {
+            self.home.soil(Weak::clone(&self.this));
+        }
+    }
+
+    /// Makes what was written durable.
+    pub(super) async fn sync(&self) -> Result<()> {
+        // Cleared first: a write that comes while the sync runs makes it dirty again.
+        self.dirty.store(false, Ordering::Release);
+        if self.freed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (file, path) = (self.file().await?, self.path());
+        blocking(move || at("sync", &path, file.sync_data())).await
+    }
+
+    async fn seal_now(&self, sealing: Sealing) -> Result<()> {
+        let Sealing { end, sidecars, trim, change, .. } = sealing;
+        if self.dead.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        self.sync().await?;
+        let files: Vec<_> =
+            sidecars.into_iter().map(|(kind, bytes)| (self.sidecar_path(kind, end), bytes)).collect();
+        let (dir, base) = (self.dir.clone(), self.base);
+        blocking(move || {
+            files.iter().try_for_each(|(path, bytes)| write_file(path, bytes))?;
+            remove_old_snapshots(&dir, base, end)?;
+            sync_dir(&dir)
+        })
+        .await?;
+        if trim {
+            self.slot.lock().held = None;
+        }
+        let catalog = self.home.catalog.get().ok_or(Error::Closed)?;
+        catalog.submit(change).await
+    }
+}
+
+impl SegmentBytes for FileSegment {
+    fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
+        Box::pin(async { self.file_to_append().await.map(drop) })
+    }
+
+    fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {
+        Box::pin(async move {
+            let (file, path) = (self.file_to_append().await?, self.path());
+            let outcome = blocking(move || at("write", &path, file.write_all_at(&data, position))).await;
+            // Even a failed write may have left bytes.
+            self.soil();
+            outcome
+        })
+    }
+
+    fn read(&self, position: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
+        Box::pin(async move {
+            let file = self.file().await?;
+            let hopeful = rustix::io::preadv2(
+                &file,
+                &mut [IoSliceMut::new(&mut buf)],
+                position,
+                ReadWriteFlags::NOWAIT,
+            );
+            // Any failure of the hopeful try is settled by the blocking read.
+            let done = hopeful.unwrap_or(0);
+            if done == buf.len() {
+                return Ok(buf);
+            }
+            let path = self.path();
+            blocking(move || {
+                at("read", &path, file.read_exact_at(&mut buf[done..], position + done as u64))?;
+                Ok(buf)
+            })
+            .await
+        })
+    }
+
+    fn locate(&self, position: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        Box::pin(async move { Ok(Some(vec![Piece { file: self.file().await?, at: position, len }])) })
+    }
+
+    fn cut(&self, end: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            let (file, path) = (self.file().await?, self.path());
+            blocking(move || at("truncate", &path, file.set_len(end))).await?;
+            self.soil();
+            Ok(())
+        })
+    }
+
+    fn sidecar(&self, kind: Kind, end: i64) -> Io<'_, Option<Bytes>> {
+        let path = self.sidecar_path(kind, end);
+        Box::pin(blocking(move || {
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                outcome => at("open", &path, outcome)?,
+            };
+            let mut bytes = Vec::new();
+            at("read", &path, file.take(LARGEST_SIDECAR + 1).read_to_end(&mut bytes))?;
+            Ok((bytes.len() as u64 <= LARGEST_SIDECAR).then(|| Bytes::from(bytes)))
+        }))
+    }
+
+    fn seal(&self, sealing: Sealing) -> Io<'_, ()> {
+        Box::pin(self.seal_now(sealing))
+    }
+
+    fn forget<'a>(&'a self, _: &'a mut Change) -> Io<'a, ()> {
+        // A file below its log's start is no part of the log: the partition's record says it all.
+        self.dead.store(true, Ordering::Release);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forgotten(&self) {
+        self.freed.store(true, Ordering::Release);
+        self.slot.lock().held = None;
+    }
+
+    fn erase(&self) -> Io<'_, ()> {
+        self.dead.store(true, Ordering::Release);
+        self.forgotten();
+        let (paths, dir) = (self.paths(), self.dir.clone());
+        Box::pin(blocking(move || {
+            paths.iter().try_for_each(|path| remove(path))?;
+            sync_dir(&dir)
+        }))
+    }
+}
+
+impl Drop for FileSegment {
+    fn drop(&mut self) {
+        if !*self.freed.get_mut() {
+            return;
+        }
+        let paths = self.paths();
+        self.home.tasks.spawn(Box::pin(async move {
+            let removed = blocking(move || paths.iter().try_for_each(|path| remove(path))).await;
+            if let Err(error) = removed {
+                // The next start removes it: it lies below its log's start.
+                tracing::warn!("a deleted segment is still there: {error}");
+            }
+        }));
+    }
+}
+
+/// Snapshots are needed where the segment starts and where it ends; what earlier stops left is not.
+fn remove_old_snapshots(dir: &Path, base: i64, end: i64) -> Result<()> {
+    for (name, path) in entries(dir)? {
+        if names::offset_of(&name, "snapshot").is_some_and(|offset| offset != base && offset < end) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file; with its topic's directory it may be gone already.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => at("remove", path, outcome),
+    }
+}

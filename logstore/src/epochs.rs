@@ -1,0 +1,77 @@
+//! Leader epochs of a partition: from which offset on which epoch wrote. Pure.
+//!
+//! In directory mode they stand in `leader-epoch-checkpoint`, in Kafka's text form: a version line `0`, a count, and
+//! a line `epoch start-offset` each.
+
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// Epochs in rising order, each with the offset it starts at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epochs(Vec<(i32, i64)>);
+
+impl Epochs {
+    /// Takes note that `epoch` writes from `start` on. An epoch that wrote nothing gives way to its successor.
+    pub fn begin(&mut self, epoch: i32, start: i64) {
+        if self.0.last().is_some_and(|&(last, _)| last >= epoch) {
+            return;
+        }
+        while self.0.last().is_some_and(|&(_, from)| from >= start) {
+            self.0.pop();
+        }
+        self.0.push((epoch, start));
+    }
+
+    /// Drops what lies before `log_start`, but for the epoch that `log_start` itself belongs to.
+    pub fn trim_start(&mut self, log_start: i64) {
+        let after = self.0.partition_point(|&(_, start)| start <= log_start);
+        if after > 1 {
+            self.0.drain(..after - 1);
+        }
+        if let Some(first) = self.0.first_mut() {
+            first.1 = first.1.max(log_start);
+        }
+    }
+
+    /// The largest known epoch up to `epoch`, and the offset at which it ended (KIP-101, KIP-279).
+    #[must_use]
+    pub fn end_offset(&self, epoch: i32, log_end: i64) -> Option<(i32, i64)> {
+        let after = self.0.partition_point(|&(known, _)| known <= epoch);
+        let (found, _) = *self.0.get(after.checked_sub(1)?)?;
+        Some((found, self.0.get(after).map_or(log_end, |&(_, start)| start)))
+    }
+
+    /// The text of `leader-epoch-checkpoint`.
+    #[must_use]
+    pub fn checkpoint(&self) -> String {
+        let mut text = format!("0\n{}\n", self.0.len());
+        for (epoch, start) in &self.0 {
+            // Writing to a String cannot fail.
+            let _infallible = writeln!(text, "{epoch} {start}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_begin_end_and_are_trimmed() {
+        let mut epochs = Epochs::default();
+        epochs.begin(0, 0);
+        epochs.begin(1, 100);
+        epochs.begin(2, 100);
+        epochs.begin(2, 150);
+        epochs.begin(5, 300);
+        assert_eq!(epochs.0, [(0, 0), (2, 100), (5, 300)]);
+        assert_eq!(epochs.end_offset(0, 400), Some((0, 100)));
+        assert_eq!(epochs.end_offset(1, 400), Some((0, 100)));
+        assert_eq!(epochs.end_offset(4, 400), Some((2, 300)));
+        assert_eq!(epochs.end_offset(9, 400), Some((5, 400)));
+        assert_eq!(epochs.end_offset(-1, 400), None);
+        epochs.trim_start(120);
+        assert_eq!(epochs.checkpoint(), "0\n2\n2 120\n5 300\n");
+    }
+}

@@ -1,0 +1,130 @@
+//! The seam: where the bytes of segments live. Extents of a volume (`volume`) and files in a directory (`directory`)
+//! are its two homes; everything above is written once against these two traits.
+//!
+//! Rules both homes keep:
+//!
+//! - [`SegmentBytes::reserve`] before [`SegmentBytes::write`]: when it returns, the place is there and will be found
+//!   again after a power cut, once a flush has covered the write.
+//! - Nothing that was in a place before it was reserved is ever read back as a segment's bytes: what was not written
+//!   reads as zeroes, or is past the end.
+//! - The `Arc` of a segment's bytes is the lease. After [`SegmentBytes::forgotten`] the space is given back when the
+//!   last `Arc` is dropped, and not before.
+
+use crate::catalog::Change;
+use crate::catalog::records::{Kind, PartitionKey, TopicRecord};
+use crate::epochs::Epochs;
+use crate::error::Result;
+use bytes::{Bytes, BytesMut};
+use raid::device::Piece;
+use raid::runtime::BoxFuture;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// An operation of a home under way.
+pub(crate) type Io<'a, T> = BoxFuture<'a, Result<T>>;
+
+/// A partition, as homes and messages name it.
+#[derive(Debug, Clone)]
+pub(crate) struct PartitionId {
+    pub(crate) key: PartitionKey,
+    pub(crate) topic: Arc<str>,
+}
+
+impl PartitionId {
+    /// The number as Kafka has it.
+    pub(crate) fn number(&self) -> i32 {
+        self.key.partition as i32
+    }
+}
+
+/// What is known of a segment when a store is opened.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) base: i64,
+    pub(crate) bytes: Arc<dyn SegmentBytes>,
+    /// Its size, if it was closed.
+    pub(crate) sealed: Option<u64>,
+    /// Byte after the last that may hold data.
+    pub(crate) reach: u64,
+    /// Data reaches exactly so far, if the log was closed in order.
+    pub(crate) exact: bool,
+}
+
+/// What makes a segment a closed one.
+#[derive(Debug)]
+pub(crate) struct Sealing {
+    /// Bytes of whole batches.
+    pub(crate) size: u64,
+    /// Offset after the last record.
+    pub(crate) end: i64,
+    /// Derived bytes to keep beside it.
+    pub(crate) sidecars: Vec<(Kind, Bytes)>,
+    /// Nothing will be appended: give unused space back.
+    pub(crate) trim: bool,
+    /// What becomes true in the catalog at the same moment.
+    pub(crate) change: Change,
+}
+
+/// The bytes of one segment.
+pub(crate) trait SegmentBytes: Debug + Send + Sync {
+    /// Makes sure that bytes up to `end` have a place. `limit`: how far the segment will grow at most.
+    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()>;
+
+    /// Writes into a reserved place.
+    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()>;
+
+    /// Reads bytes that were written.
+    fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut>;
+
+    /// Where bytes lie in open files; `None` where no kernel can send them.
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
+
+    /// Makes everything from `end` on read as if it was never written.
+    fn cut(&self, end: u64) -> Io<'_, ()>;
+
+    /// Derived bytes that were kept when the segment was sealed with this `end`; `None` when there are none, or they
+    /// are damaged: they can be had again from the log.
+    fn sidecar(&self, kind: Kind, end: i64) -> Io<'_, Option<Bytes>>;
+
+    /// Makes the segment's bytes durable, keeps what is derived from it, and commits the change, in this order.
+    fn seal(&self, sealing: Sealing) -> Io<'_, ()>;
+
+    /// Adds the removal of the segment to a change. Nothing may be reserved or sealed afterwards.
+    fn forget<'a>(&'a self, change: &'a mut Change) -> Io<'a, ()>;
+
+    /// That change is durable.
+    fn forgotten(&self);
+
+    /// Removes the segment at once and durably: recovery found that it is no part of its log. Nobody reads it.
+    fn erase(&self) -> Io<'_, ()>;
+}
+
+/// Where segments live.
+pub(crate) trait Home: Debug + Send + Sync {
+    /// What to call it in messages.
+    fn name(&self) -> &str;
+
+    /// The segments of a partition, by base offset, when the store is opened.
+    fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>>;
+
+    /// A segment that has no bytes yet, and leaves no trace before the first is reserved.
+    fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
+
+    /// Makes every write that completed before this call durable, in all partitions.
+    fn flush(&self) -> Io<'_, ()>;
+
+    /// Prepares for a topic whose record is about to be committed.
+    fn prepare_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()>;
+
+    /// Adds to a change what a topic's deletion needs besides the removal of its records and segments.
+    fn forget_topic(&self, record: &TopicRecord, change: &mut Change);
+
+    /// That change is durable: moves out of the way what bears the topic's name.
+    fn topic_forgotten<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()>;
+
+    /// Gives back what is left of a topic, when its time has come.
+    fn remove_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()>;
+
+    /// The epochs of a partition changed; the catalog has them already.
+    fn note_epochs<'a>(&'a self, id: &'a PartitionId, epochs: &'a Epochs) -> Io<'a, ()>;
+}

@@ -1,0 +1,378 @@
+//! The write path.
+//!
+//! Cost of an append to a warm partition, for however many batches it carries: one CRC-32C pass and no copy if the
+//! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); one async lock
+//! without contention; one task, which owns the write, so that a caller that goes away cannot leave two writes racing
+//! for one place; one device write; three short locks; the allocations are the task, the header list and two boxed
+//! futures. Checks are made before the lock is taken, so that producers to one partition check in parallel.
+//!
+//! Order: judge sequences → roll → stamp → reserve → write → index, producers → end → watermark. A power cut or an
+//! error before the end moved leaves the log as it was; bytes that were written by then lie behind the end, and are
+//! cut off before anything is written there again, so they can never be taken for the tail of something else.
+
+use super::{Appended, Appender, Partition};
+use crate::batch::{self, BatchFault, Header};
+use crate::catalog::Change;
+use crate::catalog::records::{Kind, Table};
+use crate::config::{TimestampType, TopicConfig};
+use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::producers::{Producers, Verdict};
+use crate::segment::{End, Segment, Walk};
+use bytes::{Bytes, BytesMut};
+use raid::device::Durability;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{OwnedMutexGuard, oneshot};
+
+/// The segment being appended to.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    /// Timestamp of its first batch, from which `segment.ms` counts; `None` while it is empty.
+    pub(super) opened: Option<i64>,
+}
+
+/// Batches that passed the checks that need no state.
+struct Checked {
+    headers: Vec<Header>,
+    bytes: Bytes,
+}
+
+impl Partition {
+    /// Appends one or more batches as they came from a producer; all of them or none.
+    ///
+    /// With [`Durability::Stable`] the answer carries a [`Commit`](super::Commit) to wait for. A duplicate of an
+    /// earlier append is not appended again, and answered with the offsets it got then.
+    pub async fn append(self: &Arc<Self>, batches: Bytes, durability: Durability) -> Result<Appended> {
+        self.context.check()?;
+        self.check_exists()?;
+        let checked = self.check_batches(batches)?;
+        let appender = Arc::clone(&self.appender).lock_owned().await;
+        let (done, outcome) = oneshot::channel();
+        let partition = Arc::clone(self);
+        self.context.tasks.spawn(Box::pin(async move {
+            // Whoever asked may be gone; the append stands all the same.
+            drop(done.send(partition.append_checked(appender, checked, durability).await));
+        }));
+        outcome.await.unwrap_or(Err(Error::Interrupted))
+    }
+
+    fn invalid(&self, fault: BatchFault) -> Error {
+        Error::InvalidBatch { topic: Arc::clone(&self.id.topic), partition: self.id.number(), fault }
+    }
+
+    fn too_large(&self, size: u64, max: u64) -> Error {
+        Error::BatchTooLarge { topic: Arc::clone(&self.id.topic), partition: self.id.number(), size, max }
+    }
+
+    fn check_batches(&self, bytes: Bytes) -> Result<Checked> {
+        let config = self.config();
+        let now = self.context.wall_clock();
+        let mut headers = Vec::with_capacity(1);
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let header = Header::parse(rest).map_err(|fault| self.invalid(fault))?;
+            let size = header.size as usize;
+            // Before the checksum: a batch that is too large is not worth the pass.
+            let max = config.max_message_bytes as u64;
+            if size as u64 > max {
+                return Err(self.too_large(size as u64, max));
+            }
+            let whole = rest.get(..size).ok_or_else(|| {
+                self.invalid(BatchFault::Truncated { needed: size as u64, available: rest.len() as u64 })
+            })?;
+            let checks = batch::check(&header, whole).and_then(|()| batch::check_produced(&header));
+            checks.map_err(|fault| self.invalid(fault))?;
+            if header.is_transactional() {
+                let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
+                return Err(Error::TransactionsUnsupported { topic, partition });
+            }
+            self.check_time(&header, &config, now)?;
+            headers.push(header);
+            rest = &rest[size..];
+        }
+        if headers.is_empty() {
+            return Err(self.invalid(BatchFault::Empty));
+        }
+        Ok(Checked { headers, bytes })
+    }
+
+    fn check_time(&self, header: &Header, config: &TopicConfig, now: i64) -> Result<()> {
+        if config.message_timestamp_type == TimestampType::LogAppendTime {
+            return Ok(());
+        }
+        if header.is_log_append_time() {
+            // Only a broker may say so.
+            return Err(self.invalid(BatchFault::Attributes { attributes: header.attributes }));
+        }
+        let earliest = now.saturating_sub(config.message_timestamp_before_max_ms);
+        let latest = now.saturating_add(config.message_timestamp_after_max_ms);
+        let timestamp = header.max_timestamp;
+        // −1 is Kafka's "no timestamp".
+        if timestamp == -1 || (earliest..=latest).contains(&timestamp) {
+            return Ok(());
+        }
+        let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
+        Err(Error::InvalidTimestamp { topic, partition, timestamp, earliest, latest })
+    }
+
+    /// The critical section; the guard is the right to append.
+    async fn append_checked(
+        self: &Arc<Self>,
+        mut appender: OwnedMutexGuard<Appender>,
+        checked: Checked,
+        durability: Durability,
+    ) -> Result<Appended> {
+        let appender = &mut *appender;
+        // Both may have changed while waiting for the lock.
+        self.context.check()?;
+        self.check_exists()?;
+        if !appender.ready {
+            self.prepare(appender).await?;
+        }
+        let Checked { mut headers, bytes } = checked;
+        if let Some((base_offset, last_offset)) = self.judge(&appender.producers, &headers)? {
+            return Ok(self.answer(base_offset, last_offset, None, durability));
+        }
+        let config = self.config();
+        let base_offset = self.progress.lock().log_end;
+        let mut data = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let log_append_time = self.stamp(&mut headers, &mut data, base_offset, &config);
+        self.write(appender, &headers, data.freeze(), &config).await?;
+        // `check_batches` leaves no empty list.
+        let end = headers.last().map_or(base_offset, Header::next_offset);
+        self.appended(end, durability == Durability::Stable);
+        Ok(self.answer(base_offset, end - 1, log_append_time, durability))
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        base_offset: i64,
+        last_offset: i64,
+        log_append_time: Option<i64>,
+        durability: Durability,
+    ) -> Appended {
+        let log_start = self.log.read().start;
+        // A repeated append joins too: the first one may not be durable yet.
+        let end = self.progress.lock().log_end;
+        let commit =
+            (durability == Durability::Stable).then(|| self.context.committer.join(Arc::clone(self), end));
+        Appended { base_offset, last_offset, log_append_time, log_start, commit }
+    }
+
+    /// Judges sequence numbers. `Some` with the first offsets if this is a repetition.
+    fn judge(&self, producers: &Producers, headers: &[Header]) -> Result<Option<(i64, i64)>> {
+        let (topic, partition) = (&self.id.topic, self.id.number());
+        for (at, header) in headers.iter().enumerate() {
+            let (producer_id, epoch) = (header.producer_id, header.producer_epoch);
+            match producers.judge(header, &headers[..at]) {
+                Verdict::Next => {}
+                Verdict::Duplicate { base_offset, last_offset } => {
+                    return Ok(Some((base_offset, last_offset)));
+                }
+                Verdict::OutOfOrder { expected } => {
+                    let (topic, found) = (Arc::clone(topic), header.base_sequence);
+                    return Err(Error::OutOfOrderSequence {
+                        topic,
+                        partition,
+                        producer_id,
+                        epoch,
+                        expected,
+                        found,
+                    });
+                }
+                Verdict::Fenced { current } => {
+                    let topic = Arc::clone(topic);
+                    return Err(Error::FencedProducer {
+                        topic,
+                        partition,
+                        producer_id,
+                        found: epoch,
+                        current,
+                    });
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives the batches their offsets and epoch, in `headers` and in `data`, and the broker's time if configured.
+    fn stamp(
+        &self,
+        headers: &mut [Header],
+        data: &mut BytesMut,
+        base_offset: i64,
+        config: &TopicConfig,
+    ) -> Option<i64> {
+        let leader_epoch = self.record.lock().epoch;
+        let append_time = config.message_timestamp_type == TimestampType::LogAppendTime;
+        let now = append_time.then(|| self.context.wall_clock());
+        let (mut next, mut from) = (base_offset, 0);
+        for header in headers {
+            let to = from + header.size as usize;
+            let bytes = &mut data[from..to];
+            header.base_offset = next;
+            header.leader_epoch = leader_epoch;
+            batch::stamp(bytes, next, leader_epoch);
+            if let Some(now) = now {
+                header.max_timestamp = now;
+                batch::stamp_append_time(bytes, now);
+            }
+            next = header.next_offset();
+            from = to;
+        }
+        now
+    }
+
+    async fn write(
+        self: &Arc<Self>,
+        appender: &mut Appender,
+        headers: &[Header],
+        data: Bytes,
+        config: &TopicConfig,
+    ) -> Result<()> {
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(()) };
+        let limit = config.segment_bytes as u64;
+        if data.len() as u64 > limit {
+            return Err(self.too_large(data.len() as u64, limit));
+        }
+        let segment = self.place_for(appender, first, last, data.len() as u64, config);
+        let End { size, .. } = segment.end();
+        segment.bytes.reserve(size + data.len() as u64, limit).await?;
+        if std::mem::take(&mut appender.torn) {
+            // Set again if this fails or is cut short.
+            appender.torn = true;
+            segment.bytes.cut(size).await?;
+        }
+        let written = data.len() as u64;
+        appender.torn = true;
+        segment.bytes.write(size, data).await?;
+        appender.torn = false;
+        let interval = config.index_interval_bytes as u64;
+        segment.with_open_index(|index| {
+            let mut position = size;
+            for header in headers {
+                index.add(header, position, interval);
+                position += u64::from(header.size);
+            }
+        });
+        for header in headers {
+            appender.producers.note(header);
+        }
+        if let Some(active) = &mut appender.active {
+            active.opened.get_or_insert(first.max_timestamp);
+        }
+        segment.set_end(End { size: size + written, next: last.next_offset() });
+        Ok(())
+    }
+
+    /// The segment that takes the batches: the active one, or a new one after a roll.
+    fn place_for(
+        self: &Arc<Self>,
+        appender: &mut Appender,
+        first: &Header,
+        last: &Header,
+        len: u64,
+        config: &TopicConfig,
+    ) -> Arc<Segment> {
+        if let Some(active) = &appender.active {
+            if !must_roll(active, last, len, config) {
+                return Arc::clone(&active.segment);
+            }
+            self.roll(appender);
+        }
+        let base = first.base_offset;
+        let bytes = self.context.home.new_segment(&self.id, base);
+        let segment = Segment::new(self.id.clone(), base, bytes, End { size: 0, next: base }, false);
+        segment.open_index(Index::new(base));
+        self.log.write().segments.push(Arc::clone(&segment));
+        appender.torn = false;
+        appender.active = Some(Active { segment: Arc::clone(&segment), opened: None });
+        segment
+    }
+
+    /// Before the first append since the partition was opened: brings producers and index into memory, and makes it
+    /// durable that the log is in use, so that the next open does not trust its clean marker.
+    async fn prepare(self: &Arc<Self>, appender: &mut Appender) -> Result<()> {
+        let _only = self.maintenance.lock().await;
+        let last = self.log.read().segments.last().cloned();
+        if let Some(segment) = last {
+            let (producers, index) = self.load_state(&segment).await?;
+            appender.producers = producers;
+            // A sealed segment is not appended to again: its record says where it ends.
+            if !segment.sealed {
+                let first = Walk::new(&segment, segment.end()).batch_at(0).await?;
+                segment.open_index(index);
+                let opened = first.map(|placed| placed.header.max_timestamp);
+                appender.active = Some(Active { segment, opened });
+            }
+        }
+        let mut record = self.record.lock().clone();
+        let before = record.epochs.clone();
+        record.clean = None;
+        record.epochs.begin(record.epoch, self.progress.lock().log_end);
+        let mut change = Change::new();
+        change.put(Table::Partitions, &self.id.key.bytes(), &record);
+        self.context.catalog.submit(change).await?;
+        if record.epochs != before {
+            self.context.home.note_epochs(&self.id, &record.epochs).await?;
+        }
+        *self.record.lock() = record;
+        appender.ready = true;
+        Ok(())
+    }
+
+    /// Producers and index at the end of the last segment of a log that was closed in order.
+    async fn load_state(&self, segment: &Arc<Segment>) -> Result<(Producers, Index)> {
+        let end = segment.end();
+        let snapshot = segment.bytes.sidecar(Kind::Snapshot, end.next).await?;
+        let stored = snapshot.map(|bytes| Producers::read_snapshot(&bytes));
+        if let Some(Ok(producers)) = stored {
+            let mut index = segment.load_index().await?;
+            index.resume(end.size);
+            return Ok((producers, index));
+        }
+        if let Some(Err(fault)) = stored {
+            tracing::warn!("{}-{}: producers are read from the log: {fault}", self.id.topic, self.index());
+        }
+        let segments = self.log.read().segments.clone();
+        let before = segments.len().saturating_sub(1);
+        let mut producers = super::recovery::producers_at_end(&segments[..before]).await?;
+        let mut index = segment.rebuild_index(|header| producers.note(header)).await?;
+        index.resume(end.size);
+        Ok((producers, index))
+    }
+
+    /// Ends the active segment; a task makes it durable and keeps its index.
+    pub(super) fn roll(self: &Arc<Self>, appender: &mut Appender) {
+        let Some(Active { segment, .. }) = appender.active.take() else { return };
+        let oldest = self.oldest_producer();
+        appender.producers.expire(oldest);
+        self.enqueue_seal(segment, appender.producers.snapshot());
+    }
+
+    /// Producers silent since before this time, in milliseconds, are forgotten.
+    pub(super) fn oldest_producer(&self) -> i64 {
+        let expiration = self.context.producer_expiration.as_millis();
+        self.context.wall_clock().saturating_sub(i64::try_from(expiration).unwrap_or(i64::MAX))
+    }
+
+    /// Refuses every later append.
+    pub(crate) fn mark_deleted(&self) {
+        self.deleted.store(true, Ordering::Release);
+    }
+}
+
+fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> bool {
+    let Active { segment, opened } = active;
+    let End { size, .. } = segment.end();
+    if size == 0 {
+        return false;
+    }
+    let limit = config.segment_bytes as u64;
+    let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.segment_ms);
+    let index_full =
+        segment.with_open_index(|index| index.is_full(config.segment_index_bytes as u64)).unwrap_or_default();
+    size + len > limit || too_old || index_full || last.last_offset() - segment.base > i64::from(i32::MAX)
+}

@@ -1,0 +1,241 @@
+//! A partition: one log, appended to by one at a time, read by many.
+//!
+//! - this file: what a partition is made of, its offsets, and who may see what when;
+//! - `append`: the write path; `read`: the read path; `upkeep`: sealing, retention, a stop in order; `recovery`:
+//!   how a partition is opened.
+//!
+//! **Visibility.** A record appended with `Cached` is visible at once, unless an earlier `Stable` one is still
+//! uncommitted; a `Stable` one, and all after it, becomes visible only when a group commit has covered it. So what a
+//! consumer saw under acks=all survives a power cut. The high watermark never goes back.
+//!
+//! **Locks**, in this order: `appender` (async; the single appender), `maintenance` (async; whoever changes the
+//! partition's record), then the short ones: `log`, `record`, `progress`. None of the short ones is held over an await.
+//!
+//! **Memory.** An idle partition is this struct, its watch channel, and a segment without an index: under 2 KiB. It has
+//! no task and no timer.
+
+mod append;
+mod read;
+pub(crate) mod recovery;
+mod upkeep;
+
+pub use read::Slice;
+
+use crate::catalog::records::PartitionRecord;
+use crate::config::TopicConfig;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::home::PartitionId;
+use crate::producers::Producers;
+use crate::segment::Segment;
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use tokio::sync::watch;
+
+/// The offsets that bound a partition. `log_start <= last_stable <= high_watermark <= log_end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offsets {
+    /// First offset held.
+    pub log_start: i64,
+    /// Records below it are visible to consumers.
+    pub high_watermark: i64,
+    /// Records below it belong to no open transaction. Transactional batches are refused for now, so it is the high
+    /// watermark.
+    pub last_stable: i64,
+    /// Offset the next record will get.
+    pub log_end: i64,
+}
+
+/// How far a read may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadLimit {
+    /// What consumers may see.
+    HighWatermark,
+    /// What `read_committed` consumers may see.
+    LastStable,
+    /// Everything (tools).
+    LogEnd,
+}
+
+/// The answer to an append.
+#[derive(Debug)]
+pub struct Appended {
+    /// Offset of the first record; for a duplicate, the offset it got the first time.
+    pub base_offset: i64,
+    /// Offset of the last record.
+    pub last_offset: i64,
+    /// The broker's timestamp in milliseconds, under `LogAppendTime`.
+    pub log_append_time: Option<i64>,
+    /// First offset held.
+    pub log_start: i64,
+    /// With `Stable`: completes once the records are on stable storage.
+    pub commit: Option<Commit>,
+}
+
+/// Completes once an append is on stable storage of every live leg. Dropping it does not undo the commit.
+#[derive(Debug)]
+pub struct Commit(pub(crate) tokio::sync::oneshot::Receiver<Result<()>>);
+
+impl Future for Commit {
+    type Output = Result<()>;
+    fn poll(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Result<()>> {
+        // A commit task that vanishes takes its runtime with it: nothing is promised then.
+        Pin::new(&mut self.0).poll(context).map(|outcome| outcome.unwrap_or(Err(Error::Interrupted)))
+    }
+}
+
+/// Segments in order, the last of which may be appended to.
+#[derive(Debug)]
+struct Log {
+    start: i64,
+    segments: Vec<Arc<Segment>>,
+}
+
+/// How far the log goes, and how far it may be seen.
+#[derive(Debug)]
+struct Progress {
+    log_end: i64,
+    high_watermark: i64,
+    /// Everything below is on stable storage.
+    durable: i64,
+    /// End of the last append that must be durable before it is seen.
+    must_commit: i64,
+}
+
+impl Progress {
+    /// Moves the high watermark to where it may be.
+    fn advance(&mut self) -> i64 {
+        let visible = if self.durable >= self.must_commit { self.log_end } else { self.durable };
+        self.high_watermark = self.high_watermark.max(visible);
+        self.high_watermark
+    }
+}
+
+/// What only the single appender touches.
+#[derive(Debug, Default)]
+struct Appender {
+    /// What appending needs is in memory, and the record says that the log is in use.
+    ready: bool,
+    producers: Producers,
+    /// The segment being appended to, if there is one.
+    active: Option<append::Active>,
+    /// A write failed: bytes may lie behind the end.
+    torn: bool,
+}
+
+/// A partition.
+#[derive(Debug)]
+pub struct Partition {
+    id: PartitionId,
+    context: Arc<Context>,
+    config: RwLock<Arc<TopicConfig>>,
+    log: RwLock<Log>,
+    record: Mutex<PartitionRecord>,
+    progress: Mutex<Progress>,
+    watermark: watch::Sender<i64>,
+    appender: Arc<tokio::sync::Mutex<Appender>>,
+    maintenance: tokio::sync::Mutex<()>,
+    /// Rolled segments that are not sealed yet, oldest first, with the producers at their end.
+    sealing: Mutex<VecDeque<recovery::Unsealed>>,
+    deleted: AtomicBool,
+}
+
+impl Partition {
+    /// Its number in the topic.
+    #[must_use]
+    pub fn index(&self) -> i32 {
+        self.id.number()
+    }
+
+    /// The name of its topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.id.topic
+    }
+
+    /// The offsets that bound it now.
+    #[must_use]
+    pub fn offsets(&self) -> Offsets {
+        let log_start = self.log.read().start;
+        let progress = self.progress.lock();
+        Offsets {
+            log_start,
+            high_watermark: progress.high_watermark,
+            last_stable: progress.high_watermark,
+            log_end: progress.log_end,
+        }
+    }
+
+    /// The epoch stamped on new batches. It rises when the log was not closed in order.
+    #[must_use]
+    pub fn leader_epoch(&self) -> i32 {
+        self.record.lock().epoch
+    }
+
+    /// The largest epoch up to `epoch` that wrote here, and the offset at which it ended (`OffsetForLeaderEpoch`).
+    #[must_use]
+    pub fn end_of_epoch(&self, epoch: i32) -> Option<(i32, i64)> {
+        let log_end = self.progress.lock().log_end;
+        self.record.lock().epochs.end_offset(epoch, log_end)
+    }
+
+    /// Bytes of batches held.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.log.read().segments.iter().map(|segment| segment.end().size).sum()
+    }
+
+    /// Follows the high watermark, for long polls.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<i64> {
+        self.watermark.subscribe()
+    }
+
+    fn config(&self) -> Arc<TopicConfig> {
+        Arc::clone(&self.config.read())
+    }
+
+    pub(crate) fn set_config(&self, config: Arc<TopicConfig>) {
+        *self.config.write() = config;
+    }
+
+    /// Refuses what is asked of a partition whose topic is gone.
+    fn check_exists(&self) -> Result<()> {
+        if self.deleted.load(Ordering::Acquire) {
+            return Err(Error::UnknownTopic { name: self.id.topic.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Everything up to `end` is on stable storage now.
+    pub(crate) fn committed(&self, end: i64) {
+        let mut progress = self.progress.lock();
+        progress.durable = progress.durable.max(end);
+        self.publish(&mut progress);
+    }
+
+    /// An append is in the log.
+    fn appended(&self, end: i64, must_commit: bool) {
+        let mut progress = self.progress.lock();
+        progress.log_end = end;
+        if must_commit {
+            progress.must_commit = end;
+        }
+        self.publish(&mut progress);
+    }
+
+    /// Tells the waiting; under the lock of `progress`, so that the order of watermarks is kept.
+    fn publish(&self, progress: &mut Progress) {
+        let high_watermark = progress.advance();
+        self.watermark.send_if_modified(|seen| {
+            let moved = high_watermark > *seen;
+            *seen = high_watermark.max(*seen);
+            moved
+        });
+    }
+}

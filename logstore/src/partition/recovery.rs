@@ -1,0 +1,290 @@
+//! How a partition is opened.
+//!
+//! **Closed in order**: the catalog says where the log ends and how long its last segment is; if what is there agrees,
+//! nothing is read. **Not closed in order**: segments that end at or before the recovery point are whole; from there
+//! on every batch is read and checked (frame, checksum, offsets that follow each other, epochs that do not fall), up
+//! to the first that is not sound. What lies behind it is cut off, and the cut is made durable before anything is
+//! served: a tail that was torn once can never come back, not even in part. Index and producers are made on the way.
+//! Then the leader epoch rises, so that whoever saw more of the log can tell.
+//!
+//! What a scan reads is bounded by the segments that were not sealed: usually the last one.
+
+use super::{Appender, Log, Partition, Progress, append::Active};
+use crate::batch::{BatchFault, Header};
+use crate::catalog::records::{Kind, PartitionRecord};
+use crate::config::TopicConfig;
+use crate::context::Context;
+use crate::error::Result;
+use crate::home::{Found, PartitionId, SegmentBytes};
+use crate::index::Index;
+use crate::producers::Producers;
+use crate::segment::{End, Scan, Segment};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tokio::sync::watch;
+
+/// A segment that recovery found whole but not sealed, with the producers at its end.
+pub(crate) type Unsealed = (Arc<Segment>, Bytes);
+
+/// A partition, opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) partition: Arc<Partition>,
+    /// Its record changed, and its bytes must be made durable, before it may be served.
+    pub(crate) recovered: bool,
+    pub(crate) unsealed: Vec<Unsealed>,
+}
+
+/// Opens a partition that is as its record says.
+pub(crate) async fn open(
+    context: &Arc<Context>,
+    id: PartitionId,
+    record: PartitionRecord,
+    config: Arc<TopicConfig>,
+) -> Result<Opened> {
+    let found = below_start_erased(&record, context.home.segments(&id).await?).await?;
+    if let Some(segments) = as_closed(&id, &record, &found) {
+        // `as_closed` answers only with a clean marker.
+        let end = record.clean.map_or(record.log_start, |clean| clean.end);
+        let partition = assemble(context, id, record, config, segments, end, Appender::default());
+        return Ok(Opened { partition, recovered: false, unsealed: Vec::new() });
+    }
+    recover(context, id, record, config, found).await
+}
+
+/// A partition that has just been made.
+pub(crate) fn create(context: &Arc<Context>, id: PartitionId, config: Arc<TopicConfig>) -> Arc<Partition> {
+    let record = PartitionRecord::default();
+    assemble(context, id, record, config, Vec::new(), 0, Appender::default())
+}
+
+/// Finishes the removal of segments that lie wholly below the log's start.
+async fn below_start_erased(record: &PartitionRecord, mut found: Vec<Found>) -> Result<Vec<Found>> {
+    let gone = found.windows(2).take_while(|pair| pair[1].base <= record.log_start).count();
+    for segment in found.drain(..gone) {
+        segment.bytes.erase().await?;
+    }
+    Ok(found)
+}
+
+/// The segments of a log that was closed in order; `None` when it was not, or what is there does not agree.
+fn as_closed(id: &PartitionId, record: &PartitionRecord, found: &[Found]) -> Option<Vec<Arc<Segment>>> {
+    let clean = record.clean?;
+    let disagrees = |what: &str| {
+        tracing::warn!("{}-{} was closed in order, but {what}: it is checked", id.topic, id.key.partition);
+        None
+    };
+    let Some(last) = found.last() else {
+        return if clean.end == record.log_start { Some(Vec::new()) } else { disagrees("has no segment") };
+    };
+    if clean.end < last.base || record.log_start > clean.end {
+        return disagrees("its last segment starts behind its end");
+    }
+    if last.reach < clean.size || (last.exact && last.reach != clean.size) {
+        return disagrees("its last segment has another length");
+    }
+    let mut segments = Vec::with_capacity(found.len());
+    for pair in found.windows(2) {
+        let Some(size) = pair[0].sealed else { return disagrees("a segment before the last is not sealed") };
+        segments.push(segment(id, &pair[0], End { size, next: pair[1].base }));
+    }
+    segments.push(segment(id, last, End { size: clean.size, next: clean.end }));
+    Some(segments)
+}
+
+fn segment(id: &PartitionId, found: &Found, end: End) -> Arc<Segment> {
+    Segment::new(id.clone(), found.base, Arc::clone(&found.bytes), end, found.sealed.is_some())
+}
+
+/// The producers at the end of closed segments: the newest snapshot, and the batches after it.
+pub(super) async fn producers_at_end(segments: &[Arc<Segment>]) -> Result<Producers> {
+    let mut producers = Producers::default();
+    let mut after = 0;
+    for (at, segment) in segments.iter().enumerate().rev() {
+        let snapshot = segment.bytes.sidecar(Kind::Snapshot, segment.end().next).await?;
+        if let Some(Ok(found)) = snapshot.map(|bytes| Producers::read_snapshot(&bytes)) {
+            producers = found;
+            after = at + 1;
+            break;
+        }
+    }
+    for segment in &segments[after..] {
+        segment.rebuild_index(|header| producers.note(header)).await?;
+    }
+    Ok(producers)
+}
+
+/// What a scan found in one segment.
+struct Scanned {
+    end: End,
+    index: Index,
+    opened: Option<i64>,
+    /// What stands behind the last sound batch, unless the segment ends there.
+    fault: Option<BatchFault>,
+}
+
+/// Checks a segment from its start. `epoch` is that of the batch before.
+async fn scan(
+    bytes: &Arc<dyn SegmentBytes>,
+    base: i64,
+    reach: u64,
+    interval: u64,
+    epoch: &mut i32,
+    producers: &mut Producers,
+) -> Result<Scanned> {
+    let mut scan = Scan::new(bytes, reach);
+    let mut index = Index::new(base);
+    let mut end = End { size: 0, next: base };
+    let (mut opened, mut fault) = (None, None);
+    while let Some(outcome) = scan.batch_at(end.size).await? {
+        let header = match outcome.and_then(|header| follows(header, end, base, *epoch)) {
+            Ok(header) => header,
+            Err(found) => {
+                fault = Some(found);
+                break;
+            }
+        };
+        index.add(&header, end.size, interval);
+        producers.note(&header);
+        opened.get_or_insert(header.max_timestamp);
+        *epoch = header.leader_epoch;
+        end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
+    }
+    Ok(Scanned { end, index, opened, fault })
+}
+
+/// Whether a sound batch may stand where it stands.
+fn follows(header: Header, end: End, base: i64, epoch: i32) -> std::result::Result<Header, BatchFault> {
+    let (found, expected) = (header.base_offset, end.next);
+    // Offsets and positions of a segment fit 32 bits, relative to its base; more than that was never written.
+    let fits = header.next_offset() > expected
+        && header.last_offset() - base <= i64::from(i32::MAX)
+        && end.size <= u64::from(u32::MAX);
+    if found != expected || !fits {
+        return Err(BatchFault::BaseOffset { found, expected });
+    }
+    if header.leader_epoch < epoch {
+        return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: epoch });
+    }
+    Ok(header)
+}
+
+async fn recover(
+    context: &Arc<Context>,
+    id: PartitionId,
+    mut record: PartitionRecord,
+    config: Arc<TopicConfig>,
+    found: Vec<Found>,
+) -> Result<Opened> {
+    let trusted = found
+        .windows(2)
+        .take_while(|pair| pair[0].sealed.is_some() && pair[1].base <= record.recovery_point)
+        .count();
+    let mut segments = Vec::with_capacity(found.len());
+    for pair in found.windows(2).take(trusted) {
+        let size = pair[0].sealed.unwrap_or_default();
+        segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }));
+    }
+    let mut producers = producers_at_end(&segments).await.unwrap_or_else(|error| {
+        // Known producers are a convenience; records are not to be withheld for want of them.
+        tracing::warn!("producers of {}-{} are known in part: {error}", id.topic, id.key.partition);
+        Producers::default()
+    });
+    let mut unsealed: Vec<Unsealed> = Vec::new();
+    let mut appender = Appender { ready: true, ..Appender::default() };
+    let (mut epoch, mut log_end) = (-1, record.log_start);
+    let mut rest = found.into_iter().skip(trusted).collect::<VecDeque<_>>();
+    while let Some(now) = rest.pop_front() {
+        let reach = now.sealed.map_or(now.reach, |sealed| sealed.min(now.reach));
+        let interval = config.index_interval_bytes as u64;
+        let scanned = scan(&now.bytes, now.base, reach, interval, &mut epoch, &mut producers).await?;
+        let whole = segment(&id, &now, scanned.end);
+        log_end = scanned.end.next;
+        whole.open_index(scanned.index);
+        segments.push(Arc::clone(&whole));
+        if rest.front().is_some_and(|next| next.base == log_end) {
+            if now.sealed != Some(scanned.end.size) || !now.exact {
+                unsealed.push((whole, producers.snapshot()));
+            }
+            continue;
+        }
+        report(&id, now.base, scanned.end, scanned.fault, rest.len());
+        if now.reach > scanned.end.size {
+            now.bytes.cut(scanned.end.size).await?;
+        }
+        // A sealed segment is never appended to again.
+        if whole.sealed && !now.exact {
+            whole.close_index(&context.indexes);
+        } else {
+            appender.active = Some(Active { segment: whole, opened: scanned.opened });
+        }
+        for lost in rest.drain(..) {
+            lost.bytes.erase().await?;
+        }
+    }
+    if log_end < record.log_start {
+        // The tail was lost up to before the log's start: nothing that is left belongs to it.
+        for segment in segments.drain(..) {
+            segment.bytes.erase().await?;
+        }
+        appender.active = None;
+        unsealed.clear();
+        log_end = record.log_start;
+    }
+    if let Some(first) = segments.first() {
+        record.log_start = record.log_start.max(first.base);
+    }
+    appender.producers = producers;
+    record.clean = None;
+    record.epoch = record.epoch.max(epoch).saturating_add(1);
+    record.epochs.begin(record.epoch, log_end);
+    record.recovery_point = record.recovery_point.min(log_end);
+    let partition = assemble(context, id, record, config, segments, log_end, appender);
+    Ok(Opened { partition, recovered: true, unsealed })
+}
+
+fn report(id: &PartitionId, base: i64, end: End, fault: Option<BatchFault>, lost: usize) {
+    let (topic, partition, End { size, next }) = (&id.topic, id.key.partition, end);
+    match fault {
+        // What was never written reads as zeroes: the usual end on a volume.
+        None | Some(BatchFault::Zeroes) if lost == 0 => {
+            tracing::info!("{topic}-{partition}: checked segment {base}, the log ends at {next}");
+        }
+        fault => {
+            let reason =
+                fault.map_or_else(|| "the next segment does not follow".to_owned(), |f| f.to_string());
+            tracing::warn!(
+                "{topic}-{partition}: the log is cut at offset {next}, byte {size} of segment {base}, \
+                 with {lost} later segments: {reason}"
+            );
+        }
+    }
+}
+
+fn assemble(
+    context: &Arc<Context>,
+    id: PartitionId,
+    record: PartitionRecord,
+    config: Arc<TopicConfig>,
+    segments: Vec<Arc<Segment>>,
+    log_end: i64,
+    appender: Appender,
+) -> Arc<Partition> {
+    let progress = Progress { log_end, high_watermark: log_end, durable: log_end, must_commit: log_end };
+    Arc::new(Partition {
+        id,
+        context: Arc::clone(context),
+        config: RwLock::new(config),
+        log: RwLock::new(Log { start: record.log_start, segments }),
+        record: Mutex::new(record),
+        progress: Mutex::new(progress),
+        watermark: watch::Sender::new(log_end),
+        appender: Arc::new(tokio::sync::Mutex::new(appender)),
+        maintenance: tokio::sync::Mutex::new(()),
+        sealing: Mutex::new(VecDeque::new()),
+        deleted: AtomicBool::new(false),
+    })
+}

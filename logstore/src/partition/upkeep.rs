@@ -1,0 +1,223 @@
+//! What happens to a partition besides appends and reads: sealing a rolled segment, retention, a stop in order,
+//! deletion. All of it holds `maintenance`, so that the partition's record has one writer at a time.
+
+use super::{Appender, Partition};
+use crate::catalog::Change;
+use crate::catalog::records::{Clean, Kind, PartitionRecord, Table};
+use crate::error::{Error, Result};
+use crate::home::{Sealing, SegmentBytes};
+use crate::segment::Segment;
+use bytes::Bytes;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Partition {
+    /// Queues a rolled segment behind those rolled before it, with the producers at its end, and sees to it.
+    pub(crate) fn enqueue_seal(self: &Arc<Self>, segment: Arc<Segment>, snapshot: Bytes) {
+        self.sealing.lock().push_back((segment, snapshot));
+        let partition = Arc::clone(self);
+        self.context.tasks.spawn(Box::pin(async move { partition.seal_next().await }));
+    }
+
+    /// Seals the segment rolled longest ago: makes it durable, keeps its index and the producers, moves the recovery
+    /// point behind it.
+    async fn seal_next(self: &Arc<Self>) {
+        let _only = self.maintenance.lock().await;
+        let Some((segment, snapshot)) = self.sealing.lock().pop_front() else { return };
+        let kept = self.log.read().segments.iter().any(|held| Arc::ptr_eq(held, &segment));
+        if !kept {
+            // Retention was faster.
+            return;
+        }
+        if let Err(error) = self.seal(&segment, snapshot, true, |_| ()).await {
+            let (topic, index, base) = (self.topic(), self.index(), segment.base);
+            if is_harmless(&error) {
+                // Its bytes are safe; the next start checks it once more.
+                tracing::warn!("{topic}-{index}: segment {base} was not sealed: {error}");
+            } else {
+                self.context.health.fail(&error);
+            }
+        }
+    }
+
+    /// Seals a segment; `also` is what else becomes true of the partition's record at that moment.
+    async fn seal(
+        &self,
+        segment: &Arc<Segment>,
+        snapshot: Bytes,
+        trim: bool,
+        also: impl FnOnce(&mut PartitionRecord),
+    ) -> Result<()> {
+        let end = segment.end();
+        let mut sidecars = vec![(Kind::Snapshot, snapshot)];
+        if let Some(index) = segment.close_index(&self.context.indexes) {
+            let (offsets, times) = index.encode();
+            sidecars.extend([(Kind::OffsetIndex, offsets), (Kind::TimeIndex, times)]);
+        }
+        let mut record = self.record.lock().clone();
+        if trim {
+            record.recovery_point = record.recovery_point.max(end.next);
+        }
+        also(&mut record);
+        let mut change = Change::vital();
+        change.put(Table::Partitions, &self.id.key.bytes(), &record);
+        segment.bytes.seal(Sealing { size: end.size, end: end.next, sidecars, trim, change }).await?;
+        *self.record.lock() = record;
+        Ok(())
+    }
+
+    /// Deletes the segments that retention no longer covers; their space follows after `file.delete.delay.ms`.
+    pub(crate) async fn enforce_retention(self: &Arc<Self>) -> Result<()> {
+        if !self.config().cleanup_policy.delete {
+            return Ok(());
+        }
+        // Only the appender may end the active segment, and its lock comes first.
+        if self.expired().await? == self.log.read().segments.len() {
+            let mut appender = Arc::clone(&self.appender).lock_owned().await;
+            return self.delete_expired(Some(&mut appender)).await;
+        }
+        self.delete_expired(None).await
+    }
+
+    /// How many segments from the start on are no longer covered. All of them only if the last has expired too.
+    async fn expired(&self) -> Result<usize> {
+        let config = self.config();
+        let now = self.context.wall_clock();
+        let segments = self.log.read().segments.clone();
+        let high_watermark = self.progress.lock().high_watermark;
+        let mut total: u64 = segments.iter().map(|segment| segment.end().size).sum();
+        let mut count = 0;
+        for segment in &segments {
+            let end = segment.end();
+            let is_last = count + 1 == segments.len();
+            if end.next > high_watermark || end.size == 0 {
+                break;
+            }
+            let largest = segment.largest_timestamp(&self.context.indexes).await?;
+            let too_old = config.retention_ms >= 0
+                && largest.is_some_and(|(at, _)| at >= 0 && now.saturating_sub(at) > config.retention_ms);
+            let left = total - end.size;
+            let too_much = !is_last && config.retention_bytes >= 0 && left >= config.retention_bytes as u64;
+            if !too_old && !too_much {
+                break;
+            }
+            total = left;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    async fn delete_expired(self: &Arc<Self>, appender: Option<&mut Appender>) -> Result<()> {
+        let _only = self.maintenance.lock().await;
+        self.check_exists()?;
+        let segments = self.log.read().segments.clone();
+        let mut count = self.expired().await?;
+        match appender {
+            // It is deleted, so it need not be sealed.
+            Some(appender) if count == segments.len() => appender.active = None,
+            _ => count = count.min(segments.len().saturating_sub(1)),
+        }
+        let Some(last) = count.checked_sub(1).and_then(|at| segments.get(at)) else { return Ok(()) };
+        let log_start = last.end().next;
+        let gone = &segments[..count];
+        let mut change = Change::vital();
+        for segment in gone {
+            segment.bytes.forget(&mut change).await?;
+        }
+        let mut record = self.record.lock().clone();
+        record.log_start = record.log_start.max(log_start);
+        record.recovery_point = record.recovery_point.max(log_start);
+        record.epochs.trim_start(record.log_start);
+        if let Some(clean) = &mut record.clean
+            && count == segments.len()
+        {
+            clean.size = 0;
+        }
+        change.put(Table::Partitions, &self.id.key.bytes(), &record);
+        self.context.catalog.submit(change).await?;
+        {
+            let mut log = self.log.write();
+            log.start = record.log_start;
+            log.segments.drain(..count);
+        }
+        *self.record.lock() = record;
+        let bytes: Vec<_> = gone.iter().map(|segment| Arc::clone(&segment.bytes)).collect();
+        bytes.iter().for_each(|segment| segment.forgotten());
+        tracing::info!("{}-{}: deleted {count} segments below {log_start}", self.topic(), self.index());
+        let delay = Duration::from_millis(self.config().file_delete_delay_ms as u64);
+        drop(segments);
+        self.context.graveyard.bury(delay, bytes, None).await;
+        Ok(())
+    }
+
+    /// Ends a log in order: what was appended since the store was opened is sealed, and the record says that nothing
+    /// need be checked. No task of the store runs any more.
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
+        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let _only = self.maintenance.lock().await;
+        if self.record.lock().clean.is_some() {
+            return Ok(());
+        }
+        let log_end = self.progress.lock().log_end;
+        let last = self.log.read().segments.last().cloned();
+        let size = last.as_ref().map_or(0, |segment| segment.end().size);
+        let clean = Clean { end: log_end, size };
+        let torn = std::mem::take(&mut appender.torn);
+        if let Some(active) = appender.active.take() {
+            if torn {
+                active.segment.bytes.cut(size).await?;
+            }
+            if size > 0 {
+                appender.producers.expire(self.oldest_producer());
+                let snapshot = appender.producers.snapshot();
+                return self
+                    .seal(&active.segment, snapshot, false, |record| record.clean = Some(clean))
+                    .await;
+            }
+        }
+        let mut record = self.record.lock().clone();
+        record.clean = Some(clean);
+        let mut change = Change::vital();
+        change.put(Table::Partitions, &self.id.key.bytes(), &record);
+        self.context.catalog.submit(change).await?;
+        *self.record.lock() = record;
+        Ok(())
+    }
+
+    /// Ends all appends and adds the partition's removal to a change; returns what holds its space.
+    pub(crate) async fn forget(self: &Arc<Self>, change: &mut Change) -> Result<Vec<Arc<dyn SegmentBytes>>> {
+        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let _only = self.maintenance.lock().await;
+        self.mark_deleted();
+        appender.active = None;
+        let segments = std::mem::take(&mut self.log.write().segments);
+        let mut bytes = Vec::with_capacity(segments.len());
+        for segment in segments {
+            segment.bytes.forget(change).await?;
+            bytes.push(Arc::clone(&segment.bytes));
+        }
+        change.delete(Table::Partitions, &self.id.key.bytes());
+        Ok(bytes)
+    }
+
+    /// The partition's record, for a change that the store makes.
+    pub(crate) fn put_record(&self, change: &mut Change) {
+        change.put(Table::Partitions, &self.id.key.bytes(), &*self.record.lock());
+    }
+
+    /// Tells the home about epochs that are durable in the catalog.
+    pub(crate) async fn note_epochs(&self) -> Result<()> {
+        let epochs = self.record.lock().epochs.clone();
+        self.context.home.note_epochs(&self.id, &epochs).await
+    }
+}
+
+/// Whether a seal that failed has cost no promise: there was no room for what can be had again.
+fn is_harmless(error: &Error) -> bool {
+    match error {
+        Error::CatalogFull { .. } | Error::NoSpace { .. } | Error::Closed | Error::Poisoned { .. } => true,
+        Error::File { action: "create" | "write", source, .. } => source.kind() == ErrorKind::StorageFull,
+        _ => false,
+    }
+}

@@ -1,0 +1,455 @@
+//! One segment of a log: its bytes, where they end, and its index.
+//!
+//! Finding an offset costs a binary search in memory and then a walk over batch headers from the index entry before
+//! it: about `index.interval.bytes` of log, read in chunks of [`CHUNK`], so one to three cached reads. The index of a
+//! closed segment is loaded when first asked for, checked, and kept in a bounded cache.
+//!
+//! Invariants: `end.size` is the end of a whole batch, `end.next` the offset after it; both move together, and only
+//! the appender moves them. Bytes below `end.size` never change.
+
+use crate::batch::{self, BatchFault, HEADER, Header};
+use crate::catalog::records::Kind;
+use crate::error::{Error, Result};
+use crate::home::{PartitionId, SegmentBytes};
+use crate::index::Index;
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+/// Bytes read at once while walking over headers.
+const CHUNK: u64 = 4096;
+/// Bytes read at once while reading everything.
+const SCAN_CHUNK: u64 = 256 * 1024;
+
+/// Where a segment ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Bytes of whole batches.
+    pub(crate) size: u64,
+    /// Offset after the last record.
+    pub(crate) next: i64,
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// Not in memory.
+    Absent,
+    /// Being written.
+    Open(Box<Index>),
+    /// Of a closed segment, or of one that is not appended to.
+    Loaded(Arc<Index>),
+}
+
+/// A segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) id: PartitionId,
+    pub(crate) base: i64,
+    pub(crate) bytes: Arc<dyn SegmentBytes>,
+    /// It was closed in an earlier life.
+    pub(crate) sealed: bool,
+    end: RwLock<End>,
+    index: RwLock<Slot>,
+}
+
+/// A batch and where it starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed {
+    pub(crate) header: Header,
+    pub(crate) position: u64,
+}
+
+impl Placed {
+    /// Position after it.
+    pub(crate) fn end(&self) -> u64 {
+        self.position + u64::from(self.header.size)
+    }
+}
+
+impl Segment {
+    pub(crate) fn new(
+        id: PartitionId,
+        base: i64,
+        bytes: Arc<dyn SegmentBytes>,
+        end: End,
+        sealed: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self { id, base, bytes, sealed, end: RwLock::new(end), index: RwLock::new(Slot::Absent) })
+    }
+
+    /// Where it ends now.
+    pub(crate) fn end(&self) -> End {
+        *self.end.read()
+    }
+
+    /// Moves the end, after the bytes and the index are in place.
+    pub(crate) fn set_end(&self, end: End) {
+        *self.end.write() = end;
+    }
+
+    /// Puts an index in place that will be written on.
+    pub(crate) fn open_index(&self, index: Index) {
+        *self.index.write() = Slot::Open(Box::new(index));
+    }
+
+    /// Changes the index being written; `None` when there is none.
+    pub(crate) fn with_open_index<R>(&self, change: impl FnOnce(&mut Index) -> R) -> Option<R> {
+        match &mut *self.index.write() {
+            Slot::Open(index) => Some(change(index)),
+            _ => None,
+        }
+    }
+
+    /// Ends the writing of the index and returns it; `None` when it is not in memory.
+    pub(crate) fn close_index(self: &Arc<Self>, cache: &IndexCache) -> Option<Arc<Index>> {
+        let mut slot = self.index.write();
+        let (index, closed) = match std::mem::replace(&mut *slot, Slot::Absent) {
+            Slot::Open(mut index) => {
+                index.finish();
+                (Arc::new(*index), true)
+            }
+            Slot::Loaded(index) => (index, false),
+            Slot::Absent => return None,
+        };
+        *slot = Slot::Loaded(Arc::clone(&index));
+        drop(slot);
+        if closed {
+            cache.note(self, index.memory());
+        }
+        Some(index)
+    }
+
+    /// Lets a loaded index go.
+    fn unload(&self) {
+        let mut slot = self.index.write();
+        if matches!(*slot, Slot::Loaded(_)) {
+            *slot = Slot::Absent;
+        }
+    }
+
+    /// An error that names the place.
+    pub(crate) fn damaged(&self, offset: i64, position: u64, fault: BatchFault) -> Error {
+        Error::DamagedLog {
+            topic: Arc::clone(&self.id.topic),
+            partition: self.id.number(),
+            offset,
+            segment: self.base,
+            position,
+            fault,
+        }
+    }
+
+    /// Asks the index, which is loaded first if it must be.
+    async fn ask<R>(self: &Arc<Self>, cache: &IndexCache, question: impl Fn(&Index) -> R) -> Result<R> {
+        {
+            let slot = self.index.read();
+            match &*slot {
+                Slot::Open(index) => return Ok(question(index)),
+                Slot::Loaded(index) => return Ok(question(index)),
+                Slot::Absent => {}
+            }
+        }
+        let index = self.load_index().await?;
+        let answer = question(&index);
+        self.keep(index, cache);
+        Ok(answer)
+    }
+
+    fn keep(self: &Arc<Self>, index: Index, cache: &IndexCache) {
+        let memory = index.memory();
+        let mut slot = self.index.write();
+        // Never in the place of one that is being written.
+        if matches!(*slot, Slot::Absent) {
+            *slot = Slot::Loaded(Arc::new(index));
+            drop(slot);
+            cache.note(self, memory);
+        }
+    }
+
+    /// The stored index if it is there and sound, else one made from the log.
+    pub(crate) async fn load_index(&self) -> Result<Index> {
+        let end = self.end();
+        let offsets = self.bytes.sidecar(Kind::OffsetIndex, end.next).await?;
+        let times = self.bytes.sidecar(Kind::TimeIndex, end.next).await?;
+        if let (Some(offsets), Some(times)) = (offsets, times) {
+            match Index::decode(self.base, &offsets, &times, end.size, end.next) {
+                Ok(index) => return Ok(index),
+                Err(fault) => tracing::warn!(
+                    "{}-{}: the index of segment {} is rebuilt: {fault}",
+                    self.id.topic,
+                    self.id.key.partition,
+                    self.base
+                ),
+            }
+        }
+        self.rebuild_index(|_| ()).await
+    }
+
+    /// Makes the index from the batch headers, and shows each to `see`.
+    pub(crate) async fn rebuild_index(&self, mut see: impl FnMut(&Header) + Send) -> Result<Index> {
+        /// Kafka's default; the density of a rebuilt index is free.
+        const INTERVAL: u64 = 4096;
+        let mut index = Index::new(self.base);
+        let mut walk = Walk::new(self, self.end());
+        let mut position = 0;
+        while let Some(placed) = walk.batch_at(position).await? {
+            index.add(&placed.header, position, INTERVAL);
+            see(&placed.header);
+            position = placed.end();
+        }
+        index.finish();
+        Ok(index)
+    }
+
+    /// The first batch that holds `offset` or a later one; `None` at the end.
+    pub(crate) async fn find(self: &Arc<Self>, offset: i64, cache: &IndexCache) -> Result<Option<Placed>> {
+        let from = self.ask(cache, |index| index.floor(offset)).await?;
+        let fits = |header: &Header| header.base_offset <= offset;
+        self.walk_from(
+            from,
+            cache,
+            |index| index.floor(offset),
+            fits,
+            |header| header.last_offset() >= offset,
+        )
+        .await
+    }
+
+    /// The first batch with a timestamp of at least `timestamp` that ends at or after `offset`.
+    pub(crate) async fn find_time(
+        self: &Arc<Self>,
+        timestamp: i64,
+        offset: i64,
+        cache: &IndexCache,
+    ) -> Result<Option<Placed>> {
+        let from = self.ask(cache, |index| index.floor_time(timestamp)).await?;
+        let wanted = |header: &Header| header.max_timestamp >= timestamp && header.last_offset() >= offset;
+        self.walk_from(from, cache, |index| index.floor_time(timestamp), |_| true, wanted).await
+    }
+
+    /// Walks from a position that the index gave to the first batch that is `wanted`. If no batch that `fits` starts
+    /// there, the index is another segment's or damaged: it is made anew, once.
+    async fn walk_from(
+        self: &Arc<Self>,
+        from: u64,
+        cache: &IndexCache,
+        floor: impl Fn(&Index) -> u64,
+        fits: impl Fn(&Header) -> bool,
+        wanted: impl Fn(&Header) -> bool,
+    ) -> Result<Option<Placed>> {
+        let first = Walk::new(self, self.end()).batch_at(from).await;
+        let sound = from == 0 || matches!(&first, Ok(Some(placed)) if fits(&placed.header));
+        let mut position = from;
+        if !sound {
+            let rebuilt = self.rebuild_index(|_| ()).await?;
+            position = floor(&rebuilt);
+            self.unload();
+            self.keep(rebuilt, cache);
+        }
+        let mut walk = Walk::new(self, self.end());
+        while let Some(placed) = walk.batch_at(position).await? {
+            if wanted(&placed.header) {
+                return Ok(Some(placed));
+            }
+            position = placed.end();
+        }
+        Ok(None)
+    }
+
+    /// The end of the last whole batch that ends at or before `most` and lies below `limit`, walking from `start`,
+    /// the position of a batch. At least `start`.
+    pub(crate) async fn find_end(
+        self: &Arc<Self>,
+        start: u64,
+        most: u64,
+        limit: i64,
+        cache: &IndexCache,
+    ) -> Result<u64> {
+        let end = self.end();
+        if most >= end.size && limit >= end.next {
+            return Ok(end.size);
+        }
+        let near = |index: &Index| index.boundary(most).min(index.floor(limit.saturating_sub(1)));
+        let mut position = self.ask(cache, near).await?.max(start);
+        let mut walk = Walk::new(self, end);
+        if !matches!(walk.batch_at(position).await, Ok(Some(_))) {
+            // Not a batch: the index is wrong, and this way is longer but sure.
+            position = start;
+        }
+        while let Some(placed) = walk.batch_at(position).await? {
+            if placed.end() > most || placed.header.next_offset() > limit {
+                break;
+            }
+            position = placed.end();
+        }
+        Ok(position)
+    }
+
+    /// The largest timestamp, with the last offset of the batch that has it.
+    pub(crate) async fn largest_timestamp(
+        self: &Arc<Self>,
+        cache: &IndexCache,
+    ) -> Result<Option<(i64, i64)>> {
+        self.ask(cache, Index::largest_timestamp).await
+    }
+
+    /// The bytes of a batch, checked.
+    pub(crate) async fn read_batch(&self, placed: &Placed) -> Result<Bytes> {
+        let bytes =
+            self.bytes.read(placed.position, raid::device::buffer(placed.header.size as usize)).await?;
+        batch::check(&placed.header, &bytes)
+            .map_err(|fault| self.damaged(placed.header.base_offset, placed.position, fault))?;
+        Ok(bytes.freeze())
+    }
+}
+
+/// A walk over batch headers, reading a chunk at a time.
+pub(crate) struct Walk<'a> {
+    segment: &'a Segment,
+    end: End,
+    chunk: BytesMut,
+    chunk_at: u64,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk that does not go past `end`.
+    pub(crate) fn new(segment: &'a Segment, end: End) -> Self {
+        Self { segment, end, chunk: BytesMut::new(), chunk_at: 0 }
+    }
+
+    /// The batch at `position`; `None` at the end. Its header is checked as far as it can be without its records.
+    pub(crate) async fn batch_at(&mut self, position: u64) -> Result<Option<Placed>> {
+        if position >= self.end.size {
+            return Ok(None);
+        }
+        let held = self.chunk_at..(self.chunk_at + self.chunk.len() as u64);
+        let needed = (position + HEADER as u64).min(self.end.size);
+        if !(held.contains(&position) && needed <= held.end) {
+            let len = (self.end.size - position).min(CHUNK) as usize;
+            let mut buf = std::mem::take(&mut self.chunk);
+            // A shorter last chunk reuses the memory; growing back never happens within a walk forward.
+            if buf.len() < len {
+                buf = raid::device::buffer(len);
+            }
+            buf.truncate(len);
+            self.chunk = self.segment.bytes.read(position, buf).await?;
+            self.chunk_at = position;
+        }
+        let header = Header::parse(&self.chunk[(position - self.chunk_at) as usize..])
+            .map_err(|fault| self.segment.damaged(self.segment.base, position, fault))?;
+        self.check(&header, position)?;
+        Ok(Some(Placed { header, position }))
+    }
+
+    fn check(&self, header: &Header, position: u64) -> Result<()> {
+        let (needed, available) = (u64::from(header.size), self.end.size - position);
+        let damaged = |fault| Err(self.segment.damaged(header.base_offset, position, fault));
+        if needed > available {
+            return damaged(BatchFault::Truncated { needed, available });
+        }
+        if header.base_offset < self.segment.base || header.next_offset() > self.end.next {
+            let (found, expected) = (header.base_offset, self.segment.base);
+            return damaged(BatchFault::BaseOffset { found, expected });
+        }
+        if header.last_offset_delta < 0 || header.count < 0 {
+            let (count, last_offset_delta) = (header.count, header.last_offset_delta);
+            return damaged(BatchFault::Count { count, last_offset_delta });
+        }
+        Ok(())
+    }
+}
+
+/// Reads a segment from its start and checks every batch with its records; memory stays bounded whatever the bytes
+/// say, since checksums are computed chunk by chunk.
+pub(crate) struct Scan<'a> {
+    bytes: &'a Arc<dyn SegmentBytes>,
+    /// Byte after the last that may hold a batch.
+    reach: u64,
+    chunk: BytesMut,
+    chunk_at: u64,
+}
+
+impl<'a> Scan<'a> {
+    pub(crate) fn new(bytes: &'a Arc<dyn SegmentBytes>, reach: u64) -> Self {
+        Self { bytes, reach, chunk: BytesMut::new(), chunk_at: 0 }
+    }
+
+    /// The bytes in memory from `position` on: at least `least`, unless the segment ends before.
+    async fn at(&mut self, position: u64, least: usize) -> Result<&[u8]> {
+        let end = self.chunk_at + self.chunk.len() as u64;
+        let least_end = (position + least as u64).min(self.reach);
+        if position < self.chunk_at || least_end > end {
+            let len = (self.reach - position).min(SCAN_CHUNK) as usize;
+            let mut buf = std::mem::take(&mut self.chunk);
+            if buf.len() < len {
+                buf = raid::device::buffer(len);
+            }
+            buf.truncate(len);
+            self.chunk = self.bytes.read(position, buf).await?;
+            self.chunk_at = position;
+        }
+        Ok(&self.chunk[(position - self.chunk_at) as usize..])
+    }
+
+    /// The whole, sound batch at `position`; what is wrong with it; or `None` at the end.
+    pub(crate) async fn batch_at(
+        &mut self,
+        position: u64,
+    ) -> Result<Option<std::result::Result<Header, BatchFault>>> {
+        /// Where the part that the checksum covers starts.
+        const COVERED: u64 = 21;
+        if position >= self.reach {
+            return Ok(None);
+        }
+        let header = match Header::parse(self.at(position, HEADER).await?) {
+            Ok(header) => header,
+            Err(fault) => return Ok(Some(Err(fault))),
+        };
+        let (needed, available) = (u64::from(header.size), self.reach - position);
+        if needed > available {
+            return Ok(Some(Err(BatchFault::Truncated { needed, available })));
+        }
+        let (mut from, end, mut crc) = (position + COVERED, position + needed, 0);
+        while from < end {
+            let part = self.at(from, 1).await?;
+            let n = (part.len() as u64).min(end - from) as usize;
+            crc = crc32c::crc32c_append(crc, &part[..n]);
+            from += n as u64;
+        }
+        Ok(Some(batch::check_sums(&header, crc).map(|()| header)))
+    }
+}
+
+/// Indexes of closed segments in memory, within a budget; the one loaded first goes first.
+#[derive(Debug)]
+pub(crate) struct IndexCache {
+    budget: usize,
+    state: Mutex<(usize, VecDeque<(Weak<Segment>, usize)>)>,
+}
+
+impl IndexCache {
+    pub(crate) fn new(budget: usize) -> Self {
+        Self { budget, state: Mutex::default() }
+    }
+
+    fn note(&self, segment: &Arc<Segment>, memory: usize) {
+        let mut gone = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let (held, queue) = &mut *state;
+            queue.push_back((Arc::downgrade(segment), memory));
+            *held += memory;
+            while *held > self.budget && queue.len() > 1 {
+                if let Some((segment, memory)) = queue.pop_front() {
+                    *held -= memory;
+                    gone.push(segment);
+                }
+            }
+        }
+        // Outside the lock: segments have locks of their own.
+        for segment in gone.iter().filter_map(Weak::upgrade) {
+            segment.unload();
+        }
+    }
+}

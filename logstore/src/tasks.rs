@@ -1,0 +1,64 @@
+//! Background work of a store, counted, so that closing can wait for all of it: whoever opens the same volume next
+//! must not meet a late write of ours.
+
+use raid::runtime::{BoxFuture, Runtime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+/// Spawns tasks and knows how many live.
+pub(crate) struct Tasks {
+    runtime: Arc<dyn Runtime>,
+    live: watch::Sender<usize>,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tasks").field("live", &*self.live.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// One live task; counts down even when its runtime drops it half-way.
+struct Live(Arc<Tasks>);
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.live.send_modify(|live| *live -= 1);
+    }
+}
+
+impl Tasks {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Arc<Self> {
+        Arc::new(Self { runtime, live: watch::Sender::new(0), closed: AtomicBool::new(false) })
+    }
+
+    /// The clock and the dice.
+    pub(crate) fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.runtime
+    }
+
+    /// Runs a task to its end; after [`Tasks::close`] it is dropped at once.
+    pub(crate) fn spawn(self: &Arc<Self>, task: BoxFuture<'static, ()>) {
+        self.live.send_modify(|live| *live += 1);
+        let live = Live(Arc::clone(self));
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
+        self.runtime.spawn(Box::pin(async move {
+            task.await;
+            drop(live);
+        }));
+    }
+
+    /// Waits until no task lives.
+    pub(crate) async fn idle(&self) {
+        // The sender is ours, so waiting cannot fail.
+        drop(self.live.subscribe().wait_for(|live| *live == 0).await);
+    }
+
+    /// Lets no further task start.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,208 @@
+//! The head of a volume: where the catalog and the space for extents lie. Pure.
+//!
+//! ```text
+//!      0   header, copy A (4096 bytes, of which 72 are used)
+//!   4096   header, copy B
+//!  65536   catalog region
+//!      …   space for extents, from `space_at` to `space_at + space_len`
+//! ```
+//!
+//! A header, little-endian: magic 8 bytes · version u32 · reserved u32 · generation u64 · store id 16 bytes · catalog
+//! at u64, capacity u64, used length u64 · space at u64, length u64 (…88) · crc32c u32 over all before it.
+//!
+//! A change writes the copy that does *not* hold the newest generation, and never touches the other before a flush
+//! has made the new one durable: tearing one update leaves the copy before it. The reader takes the newest copy whose
+//! checksum and every field pass; geometry is checked before anything computes with it.
+
+use super::extent::{Extent, UNIT};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use uuid::Uuid;
+
+/// Bytes of a copy.
+pub const COPY: u64 = 4096;
+/// Where the catalog region starts.
+pub const CATALOG_AT: u64 = UNIT;
+/// Format version.
+pub const VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"decalogV";
+const CRC_AT: usize = 88;
+
+/// A parsed header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Rises with each write; its parity says which copy it lies in.
+    pub generation: u64,
+    /// The store's id.
+    pub store: Uuid,
+    /// The region reserved for the catalog.
+    pub catalog: Extent,
+    /// How much of that region is in use.
+    pub catalog_len: u64,
+    /// The region extents are taken from.
+    pub space: Extent,
+}
+
+/// Why a header is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderFault {
+    /// There is something else.
+    #[error("it does not start with a log store's header")]
+    Magic,
+    /// A torn or rotten copy.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// A later format.
+    #[error("its version is {0}")]
+    Version(u32),
+    /// Geometry that contradicts itself or the volume.
+    #[error("its {0} does not fit the volume")]
+    Geometry(&'static str),
+}
+
+impl Layout {
+    /// Lays out a volume of `size` bytes with a catalog of `catalog` bytes; `None` when it is too small.
+    #[must_use]
+    pub fn plan(size: u64, catalog: u64, store: Uuid) -> Option<Self> {
+        let catalog = Extent { at: CATALOG_AT, len: catalog.next_multiple_of(UNIT) };
+        let at = catalog.end();
+        let len = size.checked_sub(at)? / UNIT * UNIT;
+        (len >= UNIT).then_some(Self {
+            generation: 1,
+            store,
+            catalog,
+            catalog_len: 0,
+            space: Extent { at, len },
+        })
+    }
+
+    /// Where this generation's copy lies.
+    #[must_use]
+    pub fn copy_at(&self) -> u64 {
+        (self.generation % 2) * COPY
+    }
+
+    /// The bytes of a copy.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(COPY as usize);
+        bytes.put_slice(&MAGIC);
+        bytes.put_u32_le(VERSION);
+        bytes.put_u32_le(0);
+        bytes.put_u64_le(self.generation);
+        bytes.put_slice(self.store.as_bytes());
+        bytes.put_u64_le(self.catalog.at);
+        bytes.put_u64_le(self.catalog.len);
+        bytes.put_u64_le(self.catalog_len);
+        bytes.put_u64_le(self.space.at);
+        bytes.put_u64_le(self.space.len);
+        // 8 + 4 + 4 + 8 + 16 + 5 × 8 = 80; what is left up to the CRC is zero, for later.
+        bytes.resize(CRC_AT, 0);
+        let crc = crc32c::crc32c(&bytes);
+        bytes.put_u32_le(crc);
+        bytes.resize(COPY as usize, 0);
+        bytes.freeze()
+    }
+
+    /// Reads a copy of a volume of `size` bytes.
+    pub fn decode(copy: &[u8], size: u64) -> Result<Self, HeaderFault> {
+        if copy.len() < COPY as usize || copy[..8] != MAGIC {
+            return Err(HeaderFault::Magic);
+        }
+        let mut at = &copy[8..];
+        let version = at.get_u32_le();
+        let stored = u32::from_le_bytes([copy[CRC_AT], copy[CRC_AT + 1], copy[CRC_AT + 2], copy[CRC_AT + 3]]);
+        if crc32c::crc32c(&copy[..CRC_AT]) != stored {
+            return Err(HeaderFault::Checksum);
+        }
+        if version != VERSION {
+            return Err(HeaderFault::Version(version));
+        }
+        at.advance(4);
+        let generation = at.get_u64_le();
+        let mut store = [0; 16];
+        at.copy_to_slice(&mut store);
+        let catalog = Extent { at: at.get_u64_le(), len: at.get_u64_le() };
+        let catalog_len = at.get_u64_le();
+        let space = Extent { at: at.get_u64_le(), len: at.get_u64_le() };
+        let layout = Self { generation, store: Uuid::from_bytes(store), catalog, catalog_len, space };
+        layout.check(size)?;
+        Ok(layout)
+    }
+
+    fn check(&self, size: u64) -> Result<(), HeaderFault> {
+        let fits = |extent: Extent| {
+            extent.at.is_multiple_of(UNIT)
+                && extent.len.is_multiple_of(UNIT)
+                && extent.len > 0
+                && extent.at.checked_add(extent.len).is_some_and(|end| end <= size)
+        };
+        if self.catalog.at != CATALOG_AT || !fits(self.catalog) || self.catalog_len > self.catalog.len {
+            return Err(HeaderFault::Geometry("catalog region"));
+        }
+        if self.space.at < self.catalog.end() || !fits(self.space) {
+            return Err(HeaderFault::Geometry("space region"));
+        }
+        Ok(())
+    }
+
+    /// The newest good one of two copies.
+    pub fn choose(a: &[u8], b: &[u8], size: u64) -> Result<Self, HeaderFault> {
+        match (Self::decode(a, size), Self::decode(b, size)) {
+            (Ok(a), Ok(b)) => Ok(if a.generation > b.generation { a } else { b }),
+            (Ok(layout), Err(_)) | (Err(_), Ok(layout)) => Ok(layout),
+            // A damaged copy says more than a blank one.
+            (Err(HeaderFault::Magic), Err(fault)) | (Err(fault), Err(_)) => Err(fault),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 64 << 20;
+
+    fn layout() -> Layout {
+        Layout::plan(SIZE, 4 << 20, Uuid::from_bytes([7; 16])).unwrap()
+    }
+
+    #[test]
+    fn a_header_reads_back_and_every_flipped_bit_is_seen() {
+        let layout = layout();
+        let bytes = layout.encode();
+        assert_eq!(bytes.len() as u64, COPY);
+        assert_eq!(Layout::decode(&bytes, SIZE), Ok(layout));
+        for bit in 0..(CRC_AT + 4) * 8 {
+            let mut bad = bytes.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Layout::decode(&bad, SIZE).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn geometry_is_checked_against_the_volume() {
+        assert!(matches!(Layout::decode(&layout().encode(), SIZE - UNIT), Err(HeaderFault::Geometry(_))));
+        let mut overlapping = layout();
+        overlapping.space = Extent { at: UNIT, len: UNIT };
+        assert!(matches!(Layout::decode(&overlapping.encode(), SIZE), Err(HeaderFault::Geometry(_))));
+        let mut overflowing = layout();
+        overflowing.space.len = u64::MAX / UNIT * UNIT;
+        assert!(matches!(Layout::decode(&overflowing.encode(), SIZE), Err(HeaderFault::Geometry(_))));
+        assert_eq!(Layout::plan(4 << 20, 4 << 20, Uuid::nil()), None);
+    }
+
+    #[test]
+    fn the_newest_good_copy_is_chosen() {
+        let (old, new) = (layout(), Layout { generation: 2, catalog_len: 5, ..layout() });
+        assert_ne!(old.copy_at(), new.copy_at());
+        let (a, b, blank) = (new.encode(), old.encode(), vec![0; COPY as usize]);
+        assert_eq!(Layout::choose(&a, &b, SIZE), Ok(new));
+        assert_eq!(Layout::choose(&b, &a, SIZE), Ok(new));
+        assert_eq!(Layout::choose(&blank, &b, SIZE), Ok(old));
+        assert_eq!(Layout::choose(&blank, &blank, SIZE), Err(HeaderFault::Magic));
+        let mut torn = a.to_vec();
+        torn[20] ^= 1;
+        assert_eq!(Layout::choose(&torn, &b, SIZE), Ok(old));
+        assert_eq!(Layout::choose(&torn, &blank, SIZE), Err(HeaderFault::Checksum));
+    }
+}

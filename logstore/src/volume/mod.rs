@@ -1,0 +1,281 @@
+//! Segments as extents of a volume: the home that owns its disks.
+//!
+//! The head of the volume is described in [`layout`], free space in [`extent`], a segment's bytes in `segment`.
+//!
+//! Space: what no record of the catalog claims is free. An extent is zeroed before the commit that records it, and
+//! that commit makes both durable, the zeroes first; it is free again only after the commit that drops it *and* after
+//! the last lease on it. So a recycled extent can never show an old batch as the tail of a new log.
+//!
+//! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
+//! changes find room on a full volume and topics can be deleted.
+
+pub(crate) mod extent;
+pub(crate) mod layout;
+mod segment;
+
+use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Table, TopicRecord};
+use crate::catalog::{Catalog, Change};
+use crate::epochs::Epochs;
+use crate::error::{Error, Result};
+use crate::health::Health;
+use crate::home::{Found, Home, Io, PartitionId, SegmentBytes};
+use crate::tasks::Tasks;
+use extent::{Extent, FreeSpace, round_up};
+use layout::{COPY, HeaderFault, Layout};
+use parking_lot::Mutex;
+use raid::device::{Device, Durability, ZeroMode};
+use segment::VolumeSegment;
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Share of a volume that the catalog may take, and its bounds in bytes.
+const CATALOG_SHARE: u64 = 64;
+const CATALOG_LEAST: u64 = 2 << 20;
+const CATALOG_MOST: u64 = 256 << 20;
+/// Share of the space kept back from records, and its bounds in bytes.
+const RESERVE_SHARE: u64 = 64;
+const RESERVE_LEAST: u64 = 256 << 10;
+const RESERVE_MOST: u64 = 64 << 20;
+/// The smallest volume that makes sense.
+const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
+/// Bytes read at once while looking whether a volume is blank.
+const LOOK: u64 = 1 << 20;
+
+/// A volume with a log store on it.
+pub(crate) struct VolumeHome {
+    device: Arc<dyn Device>,
+    catalog: Arc<Catalog>,
+    tasks: Arc<Tasks>,
+    space: Mutex<FreeSpace>,
+    /// Bytes kept back from records.
+    reserve: u64,
+    /// Segments found at open that nobody has asked for yet.
+    found: Mutex<HashMap<PartitionKey, Vec<Found>>>,
+}
+
+impl std::fmt::Debug for VolumeHome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeHome").field("device", &self.device.name()).finish_non_exhaustive()
+    }
+}
+
+impl VolumeHome {
+    /// Opens the store on `device`, or formats it when it is blank.
+    pub(crate) async fn open(
+        device: Arc<dyn Device>,
+        tasks: Arc<Tasks>,
+        health: Arc<Health>,
+    ) -> Result<(Arc<Self>, Arc<Catalog>)> {
+        let layout = match read_layout(&device).await? {
+            Some(layout) => layout,
+            None => format(&device, &tasks).await?,
+        };
+        let catalog = Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), health).await?;
+        let space = FreeSpace::new(layout.space);
+        let reserve = (space.free() / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
+        let home = Arc::new(Self {
+            device,
+            catalog: Arc::clone(&catalog),
+            tasks,
+            space: Mutex::new(space),
+            reserve,
+            found: Mutex::new(HashMap::new()),
+        });
+        home.find_segments()?;
+        Ok((home, catalog))
+    }
+
+    fn find_segments(self: &Arc<Self>) -> Result<()> {
+        let mut space = self.space.lock();
+        let mut found = self.found.lock();
+        for (key, record) in self.catalog.records::<SegmentRecord>(Table::Segments)? {
+            let key = SegmentKey::read(&key)
+                .ok_or_else(|| self.catalog.damaged("a segment's key is not one".to_owned()))?;
+            let what = |reason: &dyn std::fmt::Display| {
+                let PartitionKey { topic, partition } = key.partition;
+                self.catalog.damaged(format!(
+                    "segment {} of partition {partition} of topic {topic}: {reason}",
+                    key.base
+                ))
+            };
+            let blobs = record.blobs.values().filter_map(|blob| blob.at.as_ref());
+            for extent in record.extents.iter().chain(blobs) {
+                space.claim(*extent).map_err(|misplaced| what(&misplaced))?;
+            }
+            let room: u64 = record.extents.iter().map(|extent| extent.len).sum();
+            if record.sealed.is_some_and(|sealed| sealed > room) {
+                return Err(what(&"it is larger than its extents"));
+            }
+            if record.blobs.values().any(|blob| blob.at.is_some_and(|at| at.len < blob.len)) {
+                return Err(what(&"its index bytes are larger than their extent"));
+            }
+            let sealed = record.sealed;
+            let bytes = VolumeSegment::new(self, key, record);
+            // Keys come sorted, so segments do too.
+            found.entry(key.partition).or_default().push(Found {
+                base: key.base,
+                bytes,
+                sealed,
+                reach: room,
+                exact: false,
+            });
+        }
+        Ok(())
+    }
+
+    /// Space for records: leaves the reserve alone. The largest piece up to `want`, at least something.
+    fn allocate(&self, want: u64, after: Option<u64>) -> Result<Extent> {
+        let mut space = self.space.lock();
+        let usable = space.free().saturating_sub(self.reserve);
+        let full =
+            || Error::NoSpace { place: self.device.name().to_owned(), free: usable, wanted: round_up(want) };
+        let want = round_up(want).min(usable / extent::UNIT * extent::UNIT);
+        if want == 0 {
+            return Err(full());
+        }
+        space.allocate(want, after).ok_or_else(full)
+    }
+
+    /// Space for derived bytes, in one piece, from the reserve if need be.
+    fn allocate_derived(&self, want: u64) -> Option<Extent> {
+        let mut space = self.space.lock();
+        let extent = space.allocate(want, None)?;
+        if extent.len >= want {
+            return Some(extent);
+        }
+        // It was just taken, so it can be given back.
+        space.release(extent).ok()?;
+        None
+    }
+
+    /// Gives space back at once: no image behind it holds data of ours.
+    fn release_now(&self, extents: &[Extent]) {
+        let mut space = self.space.lock();
+        for extent in extents {
+            if let Err(misplaced) = space.release(*extent) {
+                tracing::error!("{}: {misplaced}; it stays unused until the next start", self.device.name());
+            }
+        }
+    }
+
+    /// Discards extents, so that images shrink, and gives them back. They are in no record and under no lease.
+    fn release(self: &Arc<Self>, extents: Vec<Extent>) {
+        if extents.is_empty() {
+            return;
+        }
+        let home = Arc::clone(self);
+        self.tasks.spawn(Box::pin(async move {
+            for extent in &extents {
+                if let Err(error) = home.device.discard(extent.at, extent.len).await {
+                    // The space is free all the same; only the images stay as large as they are.
+                    tracing::warn!("freed space was not discarded: {error}");
+                }
+            }
+            home.release_now(&extents);
+        }));
+    }
+}
+
+impl Home for Arc<VolumeHome> {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>> {
+        let found = self.found.lock().remove(&id.key).unwrap_or_default();
+        Box::pin(async { Ok(found) })
+    }
+
+    fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
+        VolumeSegment::new(self, SegmentKey { partition: id.key, base }, SegmentRecord::default())
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async { Ok(self.device.flush().await?) })
+    }
+
+    fn prepare_topic<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {
+        // Nothing bears a topic's name here but its record.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forget_topic(&self, _: &TopicRecord, _: &mut Change) {}
+
+    fn topic_forgotten<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn remove_topic<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn note_epochs<'a>(&'a self, _: &'a PartitionId, _: &'a Epochs) -> Io<'a, ()> {
+        // The catalog is the only place for them.
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// The header of the volume; `None` when the volume is blank.
+async fn read_layout(device: &Arc<dyn Device>) -> Result<Option<Layout>> {
+    let (place, size) = (device.name().to_owned(), device.size());
+    if size < LEAST_SIZE {
+        return Err(Error::TooSmall { place, size, needed: LEAST_SIZE });
+    }
+    let head = device.read(0, raid::device::buffer(2 * COPY as usize)).await?;
+    let (a, b) = head.split_at(COPY as usize);
+    match Layout::choose(a, b, size) {
+        Ok(layout) => Ok(Some(layout)),
+        Err(HeaderFault::Magic) => {
+            look_blank(device).await?;
+            Ok(None)
+        }
+        Err(HeaderFault::Version(found)) => {
+            Err(Error::UnsupportedFormat { place, found, supported: layout::VERSION })
+        }
+        Err(fault) => Err(Error::DamagedHeader { place, reason: fault.to_string() }),
+    }
+}
+
+fn catalog_share(size: u64) -> u64 {
+    (size / CATALOG_SHARE).clamp(CATALOG_LEAST, CATALOG_MOST)
+}
+
+/// Refuses a volume on which anything but zeroes stands where the header and the catalog would go.
+async fn look_blank(device: &Arc<dyn Device>) -> Result<()> {
+    let end = (layout::CATALOG_AT + catalog_share(device.size())).min(device.size());
+    let mut at = 0;
+    let mut buf = raid::device::buffer(LOOK as usize);
+    while at < end {
+        buf.truncate((end - at).min(LOOK) as usize);
+        buf = device.read(at, buf).await?;
+        if let Some(used) = buf.iter().position(|&byte| byte != 0) {
+            let (place, found) = (device.name().to_owned(), format!("byte {} is not zero", at + used as u64));
+            return Err(Error::NotALogStore { place, found });
+        }
+        at += buf.len() as u64;
+    }
+    Ok(())
+}
+
+/// Writes the first header. Nothing but the header makes a volume a store: before it is durable there is none.
+async fn format(device: &Arc<dyn Device>, tasks: &Arc<Tasks>) -> Result<Layout> {
+    let (place, size) = (device.name().to_owned(), device.size());
+    let mut id = [0; 16];
+    tasks.runtime().fill_random(&mut id);
+    let store = uuid::Builder::from_random_bytes(id).into_uuid();
+    let layout = Layout::plan(size, catalog_share(size), store).ok_or(Error::TooSmall {
+        place,
+        size,
+        needed: LEAST_SIZE,
+    })?;
+    device.write(layout.copy_at(), layout.encode(), Durability::Cached).await?;
+    device.flush().await?;
+    tracing::info!("formatted {} as log store {}", device.name(), Uuid::hyphenated(store));
+    Ok(layout)
+}
+
+/// Makes an extent read as zeroes, whatever it held.
+async fn zero(device: &Arc<dyn Device>, extent: Extent) -> Result<()> {
+    Ok(device.write_zeroes(extent.at, extent.len, ZeroMode::MayPunch, Durability::Cached).await?)
+}

@@ -1,0 +1,383 @@
+//! A segment's bytes as a chain of extents.
+//!
+//! Cost of a write: one device write (two where it crosses from one extent to a neighbourless next), no copy, a read
+//! lock for the map. Growth is rare and ahead of need: when less than a quarter of the segment's space is left, the
+//! next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so that a
+//! busy log rarely waits for the catalog. The first extent is taken by the first write.
+//!
+//! Invariant: `record` is what the catalog holds for this segment, or what the change under way will make it hold;
+//! only the holder of `growth` changes it.
+
+use super::extent::{Extent, UNIT, round_up};
+use super::{VolumeHome, zero};
+use crate::catalog::Change;
+use crate::catalog::records::{BlobRecord, Kind, SegmentKey, SegmentRecord, Table};
+use crate::error::{Error, Result};
+use crate::home::{Io, Sealing, SegmentBytes};
+use bytes::{Bytes, BytesMut};
+use parking_lot::RwLock;
+use raid::device::{Durability, Piece};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Largest extent taken at once.
+const LARGEST: u64 = 64 << 20;
+/// Derived bytes up to this size are kept in the catalog itself.
+const INLINE: usize = 1024;
+
+/// A segment on a volume.
+pub(super) struct VolumeSegment {
+    home: Arc<VolumeHome>,
+    key: SegmentKey,
+    record: RwLock<SegmentRecord>,
+    /// Held while the map changes.
+    growth: tokio::sync::Mutex<()>,
+    /// An extent is being taken ahead.
+    growing: AtomicBool,
+    /// It is, or is about to be, in no record any more: nothing may be taken for it.
+    dead: AtomicBool,
+    /// No record speaks of it: its space goes back when it is dropped.
+    freed: AtomicBool,
+    this: Weak<Self>,
+}
+
+impl std::fmt::Debug for VolumeSegment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeSegment").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+fn room(extents: &[Extent]) -> u64 {
+    extents.iter().map(|extent| extent.len).sum()
+}
+
+/// The places of `len` bytes from `at` on, as (position on the volume, bytes).
+fn places(extents: &[Extent], at: u64, len: u64) -> Option<Vec<Extent>> {
+    let mut found: Vec<Extent> = Vec::with_capacity(1);
+    let (mut skip, mut left) = (at, len);
+    for extent in extents {
+        if left == 0 {
+            break;
+        }
+        if skip >= extent.len {
+            skip -= extent.len;
+            continue;
+        }
+        let n = (extent.len - skip).min(left);
+        found.push(Extent { at: extent.at + skip, len: n });
+        skip = 0;
+        left -= n;
+    }
+    (left == 0).then_some(found)
+}
+
+/// Adds an extent at the end, joined with the last one where they touch.
+fn append(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut().filter(|last| last.end() == extent.at) {
+        Some(last) => last.len += extent.len,
+        None => extents.push(extent),
+    }
+}
+
+/// Cuts a chain to `keep` bytes, in whole units; returns what is cut off.
+fn trim(extents: &mut Vec<Extent>, keep: u64) -> Vec<Extent> {
+    let (mut left, mut off) = (round_up(keep), Vec::new());
+    extents.retain_mut(|extent| {
+        let n = extent.len.min(left);
+        left -= n;
+        if n < extent.len {
+            off.push(Extent { at: extent.at + n, len: extent.len - n });
+        }
+        extent.len = n;
+        n > 0
+    });
+    off
+}
+
+impl VolumeSegment {
+    pub(super) fn new(home: &Arc<VolumeHome>, key: SegmentKey, record: SegmentRecord) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            home: Arc::clone(home),
+            key,
+            record: RwLock::new(record),
+            growth: tokio::sync::Mutex::new(()),
+            growing: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            freed: AtomicBool::new(false),
+            this: Weak::clone(this),
+        })
+    }
+
+    fn places(&self, at: u64, len: u64) -> Result<Vec<Extent>> {
+        places(&self.record.read().extents, at, len).ok_or_else(|| {
+            let base = self.key.base;
+            self.home.catalog.damaged(format!("{len} bytes at {at} of segment {base} lie in no extent"))
+        })
+    }
+
+    /// Takes space until there is room for `end` bytes, and usually for more.
+    async fn grow(&self, end: u64, limit: u64) -> Result<()> {
+        let _only = self.growth.lock().await;
+        loop {
+            if self.dead.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
+            let mut record = self.record.read().clone();
+            let have = room(&record.extents);
+            if have >= end {
+                return Ok(());
+            }
+            let double = have.clamp(UNIT, LARGEST).min(round_up(limit.saturating_sub(have)));
+            let want = double.max(round_up(end - have));
+            let extent = self.home.allocate(want, record.extents.last().map(Extent::end))?;
+            append(&mut record.extents, extent);
+            record.sealed = None;
+            if let Err(error) = self.take(extent, &record).await {
+                // In no record that is durable; and whoever takes it next zeroes it first.
+                if !matches!(error, Error::Catalog { .. } | Error::Device(_) | Error::Poisoned { .. }) {
+                    self.home.release_now(&[extent]);
+                }
+                return Err(error);
+            }
+            *self.record.write() = record;
+        }
+    }
+
+    async fn take(&self, extent: Extent, record: &SegmentRecord) -> Result<()> {
+        zero(&self.home.device, extent).await?;
+        let mut change = Change::new();
+        change.put(Table::Segments, &self.key.bytes(), record);
+        self.home.catalog.submit(change).await
+    }
+
+    /// Takes the next extent before it is needed, if that is near.
+    fn grow_ahead(&self, end: u64, limit: u64) {
+        let have = room(&self.record.read().extents);
+        let near = have.saturating_sub(end) < (have / 4).min(LARGEST / 4);
+        if !near || have >= limit || self.growing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(this) = self.this.upgrade() else { return };
+        self.home.tasks.spawn(Box::pin(async move {
+            if let Err(error) = this.grow(have + 1, limit).await {
+                // Whoever really needs the space will say so.
+                tracing::debug!("no space was taken ahead: {error}");
+            }
+            this.growing.store(false, Ordering::Release);
+        }));
+    }
+
+    /// Stores derived bytes; `None` when there is no room: they can be had again from the log.
+    async fn store_blob(&self, kind: Kind, bytes: &Bytes, change: &mut Change) -> Result<Option<BlobRecord>> {
+        let mut blob = BlobRecord { len: bytes.len() as u64, crc: crc32c::crc32c(bytes), at: None };
+        if bytes.len() <= INLINE {
+            change.put_bytes(Table::Blobs, &self.key.blob(kind), bytes.to_vec());
+            return Ok(Some(blob));
+        }
+        change.delete(Table::Blobs, &self.key.blob(kind));
+        let Some(extent) = self.home.allocate_derived(blob.len) else { return Ok(None) };
+        if let Err(error) = self.home.device.write(extent.at, bytes.clone(), Durability::Cached).await {
+            self.home.release_now(&[extent]);
+            return Err(error.into());
+        }
+        blob.at = Some(extent);
+        Ok(Some(blob))
+    }
+
+    async fn read_blob(&self, kind: Kind) -> Result<Option<Bytes>> {
+        let Some(blob) = self.record.read().blobs.get(&kind).cloned() else { return Ok(None) };
+        let bytes = match blob.at {
+            Some(extent) => {
+                let buf = raid::device::buffer(blob.len as usize);
+                self.home.device.read(extent.at, buf).await?.freeze()
+            }
+            None => match self.home.catalog.bytes(Table::Blobs, &self.key.blob(kind))? {
+                Some(bytes) => Bytes::from(bytes),
+                None => return Ok(None),
+            },
+        };
+        let good = bytes.len() as u64 == blob.len && crc32c::crc32c(&bytes) == blob.crc;
+        if !good {
+            tracing::warn!("{:?} of segment {} is damaged and is rebuilt", kind, self.key.base);
+        }
+        Ok(good.then_some(bytes))
+    }
+
+    async fn seal_now(&self, sealing: Sealing) -> Result<()> {
+        let _only = self.growth.lock().await;
+        let Sealing { size, sidecars, trim: trims, mut change, .. } = sealing;
+        if self.dead.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let before = self.record.read().clone();
+        let mut record = SegmentRecord { extents: before.extents.clone(), ..SegmentRecord::default() };
+        let mut free: Vec<Extent> = before.blobs.values().filter_map(|blob| blob.at).collect();
+        if trims {
+            record.sealed = Some(size);
+            free.extend(trim(&mut record.extents, size));
+        }
+        for (kind, bytes) in &sidecars {
+            if let Some(blob) = self.store_blob(*kind, bytes, &mut change).await? {
+                record.blobs.insert(*kind, blob);
+            }
+        }
+        change.put(Table::Segments, &self.key.bytes(), &record);
+        // The commit's first flush makes batches and derived bytes durable before the record that vouches for them.
+        self.home.catalog.submit(change).await?;
+        *self.record.write() = record;
+        self.home.release(free);
+        Ok(())
+    }
+}
+
+impl SegmentBytes for VolumeSegment {
+    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()> {
+        let enough = room(&self.record.read().extents) >= end;
+        Box::pin(async move {
+            if !enough {
+                self.grow(end, limit).await?;
+            }
+            self.grow_ahead(end, limit);
+            Ok(())
+        })
+    }
+
+    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
+        Box::pin(async move {
+            let places = self.places(at, data.len() as u64)?;
+            if let [place] = places[..] {
+                return Ok(self.home.device.write(place.at, data, Durability::Cached).await?);
+            }
+            let mut from = 0;
+            let writes: Vec<_> = places
+                .iter()
+                .map(|place| {
+                    let part = data.slice(from..from + place.len as usize);
+                    from += place.len as usize;
+                    self.home.device.write(place.at, part, Durability::Cached)
+                })
+                .collect();
+            futures_util::future::try_join_all(writes).await?;
+            Ok(())
+        })
+    }
+
+    fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
+        Box::pin(async move {
+            let places = self.places(at, buf.len() as u64)?;
+            if let [place] = places[..] {
+                return Ok(self.home.device.read(place.at, buf).await?);
+            }
+            let mut from = 0;
+            for place in places {
+                let part = raid::device::buffer(place.len as usize);
+                let part = self.home.device.read(place.at, part).await?;
+                buf[from..from + part.len()].copy_from_slice(&part);
+                from += part.len();
+            }
+            Ok(buf)
+        })
+    }
+
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        Box::pin(async move {
+            let mut pieces = Vec::new();
+            for place in self.places(at, len)? {
+                match self.home.device.locate(place.at, place.len).await? {
+                    Some(found) => pieces.extend(found),
+                    None => return Ok(None),
+                }
+            }
+            Ok(Some(pieces))
+        })
+    }
+
+    fn cut(&self, end: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            let _only = self.growth.lock().await;
+            let reach = room(&self.record.read().extents);
+            for place in self.places(end, reach.saturating_sub(end))? {
+                zero(&self.home.device, place).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn sidecar(&self, kind: Kind, _: i64) -> Io<'_, Option<Bytes>> {
+        Box::pin(self.read_blob(kind))
+    }
+
+    fn seal(&self, sealing: Sealing) -> Io<'_, ()> {
+        Box::pin(self.seal_now(sealing))
+    }
+
+    fn forget<'a>(&'a self, change: &'a mut Change) -> Io<'a, ()> {
+        Box::pin(async move {
+            let _only = self.growth.lock().await;
+            self.dead.store(true, Ordering::Release);
+            change.delete(Table::Segments, &self.key.bytes());
+            for kind in [Kind::OffsetIndex, Kind::TimeIndex, Kind::Snapshot] {
+                change.delete(Table::Blobs, &self.key.blob(kind));
+            }
+            Ok(())
+        })
+    }
+
+    fn forgotten(&self) {
+        self.freed.store(true, Ordering::Release);
+    }
+
+    fn erase(&self) -> Io<'_, ()> {
+        Box::pin(async {
+            let mut change = Change::vital();
+            self.forget(&mut change).await?;
+            self.home.catalog.submit(change).await?;
+            self.forgotten();
+            Ok(())
+        })
+    }
+}
+
+impl Drop for VolumeSegment {
+    fn drop(&mut self) {
+        if *self.freed.get_mut() {
+            let record = self.record.get_mut();
+            let mut extents = std::mem::take(&mut record.extents);
+            extents.extend(record.blobs.values().filter_map(|blob| blob.at));
+            self.home.release(extents);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn units(at: u64, len: u64) -> Extent {
+        Extent { at: at * UNIT, len: len * UNIT }
+    }
+
+    #[test]
+    fn places_follow_the_chain() {
+        let chain = [units(10, 1), units(2, 2)];
+        assert_eq!(places(&chain, 5, 10), Some(vec![Extent { at: 10 * UNIT + 5, len: 10 }]));
+        let crossing = vec![Extent { at: 11 * UNIT - 1, len: 1 }, units(2, 2)];
+        assert_eq!(places(&chain, UNIT - 1, 2 * UNIT + 1), Some(crossing));
+        assert_eq!(places(&chain, UNIT, 2 * UNIT + 1), None);
+        assert_eq!(places(&chain, 3 * UNIT, 0), Some(vec![]));
+    }
+
+    #[test]
+    fn trimming_gives_back_whole_units() {
+        let mut chain = vec![units(10, 2), units(2, 2)];
+        assert_eq!(trim(&mut chain, UNIT + 1), [units(2, 2)]);
+        assert_eq!(chain, [units(10, 2)]);
+        assert_eq!(trim(&mut chain, 1), [units(11, 1)]);
+        assert_eq!(trim(&mut chain, 0), [units(10, 1)]);
+        assert!(chain.is_empty());
+        append(&mut chain, units(4, 1));
+        append(&mut chain, units(5, 1));
+        append(&mut chain, units(9, 1));
+        assert_eq!(chain, [units(4, 2), units(9, 1)]);
+    }
+}
