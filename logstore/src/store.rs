@@ -266,8 +266,8 @@ impl Store {
 
     /// What topics get that do not set a key themselves.
     #[must_use]
-    pub fn topic_defaults(&self) -> &TopicConfig {
-        &self.defaults
+    pub fn topic_defaults(&self) -> TopicConfig {
+        self.defaults.clone()
     }
 
     /// Flushes, writes snapshots and the clean markers: the next open scans nothing. Later changes are refused; reads
