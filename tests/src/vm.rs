@@ -37,7 +37,7 @@ const MODULES: &[&str] = &[
     "nbd",
 ];
 
-/// In the guest's /bin. A script names those by path that busybox has an applet for.
+/// In the guest as `/tools/NAME`: by their names alone, the shell would take busybox's own for some of them.
 const TOOLS: &[&str] = &["mdadm", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs"];
 
 /// Boots, runs `script` under `sh -e` and powers off; gives what the script printed. Panics with the whole console when
@@ -113,7 +113,7 @@ impl Kernel {
 
 fn initramfs(sandbox: &Sandbox, kernel: &Kernel, script: &str) -> PathBuf {
     let root = sandbox.join("initramfs");
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "run", "etc", "mnt", "modules"] {
+    for dir in ["bin", "tools", "dev", "proc", "sys", "tmp", "run", "etc", "mnt", "modules"] {
         fs::create_dir_all(root.join(dir)).expect("the sandbox can be written");
     }
     let busybox = which("busybox");
@@ -121,7 +121,7 @@ fn initramfs(sandbox: &Sandbox, kernel: &Kernel, script: &str) -> PathBuf {
     let mut libraries = BTreeSet::new();
     for tool in TOOLS {
         let path = which(tool);
-        copy(&path, &root.join("bin").join(tool));
+        copy(&path, &root.join("tools").join(tool));
         libraries.extend(libraries_of(&path));
     }
     for library in libraries {

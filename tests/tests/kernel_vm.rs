@@ -10,8 +10,8 @@ use tests::process::{Sandbox, Server, bytes_of, free_port, left_out, run, succee
 use tests::vm::boot;
 use tests::volumes::{Served, create, pattern, sha256};
 
-/// Ten times what the machine needs when it has a core to itself.
-const LIMIT: Duration = Duration::from_secs(300);
+/// Many times what the machine needs when it has a core to itself.
+const LIMIT: Duration = Duration::from_secs(600);
 const MEMBER: u64 = 24 << 20;
 
 /// Images for an array of `n` members: `NAME-0` and so on, made if absent.
@@ -80,20 +80,20 @@ fn md_and_we_read_each_others_arrays() {
         let (mine, theirs) = (guest(&format!("ours{n}"), n), guest(&format!("md{n}"), n));
         write!(
             script,
-            "mdadm --assemble /dev/md{n} {mine}\n\
+            "/tools/mdadm --assemble /dev/md{n} {mine}\n\
              echo check > /sys/block/md{n}/md/sync_action\n\
-             mdadm --wait /dev/md{n} || true\n\
+             /tools/mdadm --wait /dev/md{n} || true\n\
              echo RESULT mismatches{n} $(cat /sys/block/md{n}/md/mismatch_cnt)\n\
              echo RESULT state{n} $(cat /sys/block/md{n}/md/array_state) degraded $(cat /sys/block/md{n}/md/degraded)\n\
              echo RESULT sum{n} $(sha256sum < /dev/md{n})\n\
-             mdadm --stop /dev/md{n}\n\
-             mdadm --create /dev/md1{n} --run --homehost=any --name=md{n} --metadata=1.2 --level=10 --layout=n2 \
+             /tools/mdadm --stop /dev/md{n}\n\
+             /tools/mdadm --create /dev/md1{n} --run --homehost=any --name=md{n} --metadata=1.2 --level=10 --layout=n2 \
              --chunk=64 --bitmap=internal --raid-devices={n} {theirs}\n\
-             mdadm --wait /dev/md1{n} || true\n\
+             /tools/mdadm --wait /dev/md1{n} || true\n\
              size=$(cat /sys/block/md1{n}/size)\n\
              dd if=/dev/drive/source of=/dev/md1{n} bs=64k count=$((size / 128)) conv=fsync\n\
              echo RESULT sectors{n} $((size / 128 * 128))\n\
-             mdadm --stop /dev/md1{n}\n"
+             /tools/mdadm --stop /dev/md1{n}\n"
         )
         .expect("a String takes all");
     }
@@ -158,25 +158,25 @@ fn the_kernels_nbd_client_mounts_our_volume() {
     let file = std::fs::File::options().write(true).open(&source).expect("just written");
     file.set_len((length as u64).next_multiple_of(512)).expect("the sandbox has room");
     let script = format!(
-        "attach() {{ nbd-client 10.0.2.2 {port} /dev/nbd0 -N kernel -b 4096 -C 2; }}\n\
+        "attach() {{ /tools/nbd-client 10.0.2.2 {port} /dev/nbd0 -N kernel -b 4096 -C 2; }}\n\
          head -c {length} /dev/drive/source > /tmp/source\n\
          for fs in xfs ext4; do\n\
          attach\n\
-         case $fs in ext4) /bin/mke2fs -q -t ext4 -F /dev/nbd0 ;; xfs) mkfs.xfs -q -f /dev/nbd0 ;; esac\n\
+         case $fs in ext4) /tools/mke2fs -q -t ext4 -F /dev/nbd0 ;; xfs) /tools/mkfs.xfs -q -f /dev/nbd0 ;; esac\n\
          mount -t $fs /dev/nbd0 /mnt\n\
          for i in 1 2 3; do cp /tmp/source /mnt/text$i; done\n\
          sync\n\
          rm /mnt/text2\n\
          fstrim /mnt || true\n\
          umount /mnt\n\
-         nbd-client -d /dev/nbd0\n\
+         /tools/nbd-client -d /dev/nbd0\n\
          attach\n\
          mount -t $fs /dev/nbd0 /mnt\n\
          echo RESULT $fs $(sha256sum < /mnt/text1)\n\
          echo RESULT $fs-again $(sha256sum < /mnt/text3)\n\
          umount /mnt\n\
-         [ $fs != ext4 ] || e2fsck -f -n /dev/nbd0\n\
-         nbd-client -d /dev/nbd0\n\
+         [ $fs != ext4 ] || /tools/e2fsck -f -n /dev/nbd0\n\
+         /tools/nbd-client -d /dev/nbd0\n\
          done\n"
     );
     let output = boot(&sandbox, &[("source", source.as_path())], &script, LIMIT);
