@@ -144,10 +144,12 @@ impl Value for TimestampType {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // numbers
 fn at_least<T: PartialOrd + std::fmt::Display>(value: &T, least: T) -> std::result::Result<(), String> {
     if *value >= least { Ok(()) } else { Err(format!("at least {least}")) }
 }
 
+#[allow(clippy::needless_pass_by_value)] // numbers
 fn between<T: PartialOrd + std::fmt::Display>(
     value: &T,
     least: T,
@@ -160,6 +162,7 @@ fn one_of(value: &str, words: &[&str]) -> std::result::Result<(), String> {
     if words.contains(&value) { Ok(()) } else { Err(format!("one of {}", words.join(", "))) }
 }
 
+#[allow(clippy::unnecessary_wraps)] // the other checks can fail
 fn any<T>(_: &T) -> std::result::Result<(), String> {
     Ok(())
 }
@@ -257,7 +260,7 @@ table! {
         |v| at_least(v, 0),
         "How far a timestamp may lie before the broker's clock, in milliseconds.";
     message_timestamp_type: TimestampType, String, "message.timestamp.type" = "CreateTime", Acts, any,
-        "Whose clock timestamps are: CreateTime or LogAppendTime.";
+        "Whose clock timestamps are: `CreateTime` or `LogAppendTime`.";
     min_cleanable_dirty_ratio: f64, Double, "min.cleanable.dirty.ratio" = "0.5", Kept, |v| between(v, 0.0, 1.0),
         "Dirty share of a log at which compaction starts.";
     min_compaction_lag_ms: i64, Long, "min.compaction.lag.ms" = "0", Kept, |v| at_least(v, 0),

@@ -124,8 +124,9 @@ impl Producers {
         if sequence == expected { Verdict::Next } else { Verdict::OutOfOrder { expected } }
     }
 
-    /// Takes note of a batch that is in the log. `header` has its final base offset.
-    pub fn note(&mut self, header: &Header) {
+    /// Takes note of a batch that is in the log. `header` has its final base offset. `now`, in milliseconds, is when:
+    /// the records' own timestamps may be years old, and must not make a producer that is at work expire.
+    pub fn note(&mut self, header: &Header, now: i64) {
         if !header.is_idempotent() || header.is_control() {
             return;
         }
@@ -133,7 +134,7 @@ impl Producers {
             last_sequence: header.last_sequence(),
             last_offset: header.last_offset(),
             offset_delta: header.last_offset_delta,
-            timestamp: header.max_timestamp,
+            timestamp: now,
         };
         let producer = self
             .0
@@ -149,7 +150,7 @@ impl Producers {
         producer.sent.push_back(sent);
     }
 
-    /// Forgets producers whose last batch is older than `oldest`, in milliseconds since the epoch.
+    /// Forgets producers whose last batch came before `oldest`, in milliseconds since the epoch.
     pub fn expire(&mut self, oldest: i64) {
         self.0.retain(|_, producer| producer.sent.back().is_some_and(|sent| sent.timestamp >= oldest));
     }
@@ -198,7 +199,8 @@ impl Producers {
         if version != VERSION {
             return Err(SnapshotFault::Version(version));
         }
-        if bytes.get_u32() != crc32c::crc32c(&bytes[4..]) {
+        let stored = bytes.get_u32();
+        if stored != crc32c::crc32c(bytes) {
             return Err(SnapshotFault::Checksum);
         }
         let count = bytes.get_i32();
@@ -258,7 +260,7 @@ mod tests {
         for at in 0..6 {
             let next = batch(7, 0, at * 10, 10, i64::from(at) * 10);
             assert_eq!(judge(&producers, next), Verdict::Next);
-            producers.note(&next);
+            producers.note(&next, 0);
         }
         assert_eq!(
             judge(&producers, batch(7, 0, 50, 10, 0)),
@@ -274,7 +276,7 @@ mod tests {
         assert_eq!(judge(&producers, batch(7, 0, 50, 5, 0)), Verdict::OutOfOrder { expected });
         assert_eq!(judge(&producers, batch(7, 1, 60, 1, 0)), Verdict::OutOfOrder { expected: 0 });
         assert_eq!(judge(&producers, batch(7, 1, 0, 1, 0)), Verdict::Next);
-        producers.note(&batch(7, 1, 0, 1, 60));
+        producers.note(&batch(7, 1, 0, 1, 60), 0);
         assert_eq!(judge(&producers, batch(7, 0, 60, 1, 0)), Verdict::Fenced { current: 1 });
         assert_eq!(judge(&producers, batch(-1, -1, -1, 1, 0)), Verdict::Next);
     }
@@ -284,7 +286,7 @@ mod tests {
         let mut producers = Producers::default();
         let last = batch(1, 0, i32::MAX - 1, 3, 0);
         assert_eq!(last.last_sequence(), 0);
-        producers.note(&last);
+        producers.note(&last, 0);
         assert_eq!(producers.judge(&batch(1, 0, 1, 1, 0), &[]), Verdict::Next);
         assert_eq!(producers.judge(&last, &[]), Verdict::Duplicate { base_offset: 0, last_offset: 2 });
     }
@@ -300,8 +302,8 @@ mod tests {
     #[test]
     fn expiry_goes_by_the_last_batch() {
         let mut producers = Producers::default();
-        producers.note(&batch(1, 0, 0, 1, 100));
-        producers.note(&batch(2, 0, 0, 1, 200));
+        producers.note(&batch(1, 0, 0, 1, 0), 100);
+        producers.note(&batch(2, 0, 0, 1, 0), 200);
         producers.expire(150);
         assert_eq!(producers.len(), 1);
         assert_eq!(producers.judge(&batch(1, 0, 9, 1, 0), &[]), Verdict::Next);
@@ -312,7 +314,7 @@ mod tests {
         fn snapshots_round_trip_and_any_damage_is_seen(ids in prop::collection::btree_set(0i64..1000, 0..20), at in 0usize..500, bit in 0u8..8) {
             let mut producers = Producers::default();
             for id in ids {
-                producers.note(&batch(id, (id % 7) as i16, (id * 3) as i32, 4, id * 10));
+                producers.note(&batch(id, (id % 7) as i16, (id * 3) as i32, 4, id * 10), id);
             }
             let bytes = producers.snapshot();
             prop_assert_eq!(Producers::read_snapshot(&bytes).unwrap(), producers);

@@ -425,8 +425,11 @@ impl<'a> Scan<'a> {
 #[derive(Debug)]
 pub(crate) struct IndexCache {
     budget: usize,
-    state: Mutex<(usize, VecDeque<(Weak<Segment>, usize)>)>,
+    state: Mutex<Held>,
 }
+
+/// Bytes of memory held, and by which segments, the oldest first.
+type Held = (usize, VecDeque<(Weak<Segment>, usize)>);
 
 impl IndexCache {
     pub(crate) fn new(budget: usize) -> Self {

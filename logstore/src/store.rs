@@ -219,7 +219,9 @@ impl Store {
         // What was scanned and what was cut off: durable first, then vouched for.
         self.context.home.flush().await?;
         let mut change = Change::vital();
-        recovered.iter().for_each(|opened| opened.partition.put_record(&mut change));
+        for opened in &recovered {
+            opened.partition.put_record(&mut change);
+        }
         catalog.submit(change).await?;
         for Opened { partition, unsealed, .. } in opened.into_iter().filter(|opened| opened.recovered) {
             partition.note_epochs().await?;
@@ -337,7 +339,9 @@ impl Store {
         self.context.catalog.submit(change).await?;
         let config = Arc::new(config);
         *topic.config.write() = Arc::clone(&config);
-        topic.partitions.iter().for_each(|partition| partition.set_config(Arc::clone(&config)));
+        for partition in &topic.partitions {
+            partition.set_config(Arc::clone(&config));
+        }
         Ok(())
     }
 
@@ -357,7 +361,9 @@ impl Store {
         self.context.home.forget_topic(&record, &mut change);
         self.topics.write().remove(&topic);
         self.context.catalog.submit(change).await?;
-        bytes.iter().for_each(|segment| segment.forgotten());
+        for segment in &bytes {
+            segment.forgotten();
+        }
         self.context.home.topic_forgotten(&record).await?;
         let delay = Duration::from_millis(topic.config().file_delete_delay_ms as u64);
         drop(topic);

@@ -1,5 +1,7 @@
 //! The whole store, on both homes: the same bodies run on a directory and on a volume.
 
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
 mod common;
 
 use common::*;
@@ -347,7 +349,8 @@ fn a_full_volume_refuses_appends_serves_reads_and_can_be_emptied() {
 
 #[test]
 fn torn_and_wrong_tails_are_cut_and_never_come_back() {
-    let damage: [(&str, fn(&std::fs::File, u64)); 4] = [
+    type Harm = fn(&std::fs::File, u64);
+    let damage: [(&str, Harm); 4] = [
         ("truncated", |file, size| file.set_len(size - 7).unwrap()),
         ("noise behind", |file, size| file.write_all_at(&[0xa5; 3000], size).unwrap()),
         ("zeroes behind", |file, size| file.set_len(size + 5000).unwrap()),

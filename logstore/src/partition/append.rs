@@ -257,8 +257,9 @@ impl Partition {
                 position += u64::from(header.size);
             }
         });
+        let now = self.context.wall_clock();
         for header in headers {
-            appender.producers.note(header);
+            appender.producers.note(header, now);
         }
         if let Some(active) = &mut appender.active {
             active.opened.get_or_insert(first.max_timestamp);
@@ -336,10 +337,11 @@ impl Partition {
         if let Some(Err(fault)) = stored {
             tracing::warn!("{}-{}: producers are read from the log: {fault}", self.id.topic, self.index());
         }
+        let now = self.context.wall_clock();
         let segments = self.log.read().segments.clone();
         let before = segments.len().saturating_sub(1);
-        let mut producers = super::recovery::producers_at_end(&segments[..before]).await?;
-        let mut index = segment.rebuild_index(|header| producers.note(header)).await?;
+        let mut producers = super::recovery::producers_at_end(&segments[..before], now).await?;
+        let mut index = segment.rebuild_index(|header| producers.note(header, now)).await?;
         index.resume(end.size);
         Ok((producers, index))
     }

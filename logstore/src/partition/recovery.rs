@@ -100,7 +100,7 @@ fn segment(id: &PartitionId, found: &Found, end: End) -> Arc<Segment> {
 }
 
 /// The producers at the end of closed segments: the newest snapshot, and the batches after it.
-pub(super) async fn producers_at_end(segments: &[Arc<Segment>]) -> Result<Producers> {
+pub(super) async fn producers_at_end(segments: &[Arc<Segment>], now: i64) -> Result<Producers> {
     let mut producers = Producers::default();
     let mut after = 0;
     for (at, segment) in segments.iter().enumerate().rev() {
@@ -112,7 +112,7 @@ pub(super) async fn producers_at_end(segments: &[Arc<Segment>]) -> Result<Produc
         }
     }
     for segment in &segments[after..] {
-        segment.rebuild_index(|header| producers.note(header)).await?;
+        segment.rebuild_index(|header| producers.note(header, now)).await?;
     }
     Ok(producers)
 }
@@ -132,6 +132,7 @@ async fn scan(
     base: i64,
     reach: u64,
     interval: u64,
+    now: i64,
     epoch: &mut i32,
     producers: &mut Producers,
 ) -> Result<Scanned> {
@@ -148,7 +149,7 @@ async fn scan(
             }
         };
         index.add(&header, end.size, interval);
-        producers.note(&header);
+        producers.note(&header, now);
         opened.get_or_insert(header.max_timestamp);
         *epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
@@ -162,7 +163,7 @@ fn follows(header: Header, end: End, base: i64, epoch: i32) -> std::result::Resu
     // Offsets and positions of a segment fit 32 bits, relative to its base; more than that was never written.
     let fits = header.next_offset() > expected
         && header.last_offset() - base <= i64::from(i32::MAX)
-        && end.size <= u64::from(u32::MAX);
+        && u32::try_from(end.size).is_ok();
     if found != expected || !fits {
         return Err(BatchFault::BaseOffset { found, expected });
     }
@@ -179,6 +180,7 @@ async fn recover(
     config: Arc<TopicConfig>,
     found: Vec<Found>,
 ) -> Result<Opened> {
+    let now = context.wall_clock();
     let trusted = found
         .windows(2)
         .take_while(|pair| pair[0].sealed.is_some() && pair[1].base <= record.recovery_point)
@@ -188,7 +190,7 @@ async fn recover(
         let size = pair[0].sealed.unwrap_or_default();
         segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }));
     }
-    let mut producers = producers_at_end(&segments).await.unwrap_or_else(|error| {
+    let mut producers = producers_at_end(&segments, now).await.unwrap_or_else(|error| {
         // Known producers are a convenience; records are not to be withheld for want of them.
         tracing::warn!("producers of {}-{} are known in part: {error}", id.topic, id.key.partition);
         Producers::default()
@@ -197,26 +199,26 @@ async fn recover(
     let mut appender = Appender { ready: true, ..Appender::default() };
     let (mut epoch, mut log_end) = (-1, record.log_start);
     let mut rest = found.into_iter().skip(trusted).collect::<VecDeque<_>>();
-    while let Some(now) = rest.pop_front() {
-        let reach = now.sealed.map_or(now.reach, |sealed| sealed.min(now.reach));
+    while let Some(here) = rest.pop_front() {
+        let reach = here.sealed.map_or(here.reach, |sealed| sealed.min(here.reach));
         let interval = config.index_interval_bytes as u64;
-        let scanned = scan(&now.bytes, now.base, reach, interval, &mut epoch, &mut producers).await?;
-        let whole = segment(&id, &now, scanned.end);
+        let scanned = scan(&here.bytes, here.base, reach, interval, now, &mut epoch, &mut producers).await?;
+        let whole = segment(&id, &here, scanned.end);
         log_end = scanned.end.next;
         whole.open_index(scanned.index);
         segments.push(Arc::clone(&whole));
         if rest.front().is_some_and(|next| next.base == log_end) {
-            if now.sealed != Some(scanned.end.size) || !now.exact {
+            if here.sealed != Some(scanned.end.size) || !here.exact {
                 unsealed.push((whole, producers.snapshot()));
             }
             continue;
         }
-        report(&id, now.base, scanned.end, scanned.fault, rest.len());
-        if now.reach > scanned.end.size {
-            now.bytes.cut(scanned.end.size).await?;
+        report(&id, here.base, scanned.end, scanned.fault, rest.len());
+        if here.reach > scanned.end.size {
+            here.bytes.cut(scanned.end.size).await?;
         }
         // A sealed segment is never appended to again.
-        if whole.sealed && !now.exact {
+        if whole.sealed && !here.exact {
             whole.close_index(&context.indexes);
         } else {
             appender.active = Some(Active { segment: whole, opened: scanned.opened });

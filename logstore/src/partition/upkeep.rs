@@ -143,7 +143,9 @@ impl Partition {
         }
         *self.record.lock() = record;
         let bytes: Vec<_> = gone.iter().map(|segment| Arc::clone(&segment.bytes)).collect();
-        bytes.iter().for_each(|segment| segment.forgotten());
+        for segment in &bytes {
+            segment.forgotten();
+        }
         tracing::info!("{}-{}: deleted {count} segments below {log_start}", self.topic(), self.index());
         let delay = Duration::from_millis(self.config().file_delete_delay_ms as u64);
         drop(segments);
