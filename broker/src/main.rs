@@ -225,7 +225,8 @@ fn introduce(opened: &Opened) {
     if !opened.missing.is_empty() {
         let missing: Vec<String> = opened.missing.iter().map(|p| p.display().to_string()).collect();
         eprintln!(
-            "broker: running degraded, without {}; `raid10 add` puts a new member in its place",
+            "broker: running degraded, without {}: all data is served from the mirrors, and one more loss may end that; \
+             this version cannot rebuild a member yet (README.md, \"Limits\")",
             missing.join(", ")
         );
     }

@@ -1,7 +1,7 @@
 //! Opening the volume a broker runs on; making it, where none of it exists yet.
 //!
 //! Rule: where any member of an array is there, nothing is made. A set that is there in part starts degraded if it
-//! safely can, and says what is missing; a new image in the place of a lost one is for `raid10 add`, never for a start.
+//! safely can, and says what is missing; a start never puts a new image in the place of a lost one.
 
 use raid::create::{CreateOptions, create, make_image};
 use raid::device::{Device, FileDevice, OpenMode};

@@ -170,7 +170,7 @@ pub enum SuperblockError {
     #[error("no md superblock (metadata 1.2) was found on it; name a member of the array, or create one")]
     Magic,
     /// Fewer bytes than a superblock.
-    #[error("its superblock is cut short")]
+    #[error("too small to be a member of an array: it ends before a superblock could; check the path")]
     Short,
     /// Some other metadata version.
     #[error("its superblock has metadata version {0}; only version 1.2 is supported")]
