@@ -363,8 +363,8 @@ async fn idempotent_producers_are_held_to_their_sequences() {
         let id = create(&mut client, "t", 1, &[]).await;
         let mut ids = Vec::new();
         for version in 0..=5 {
-            let answer =
-                client.ask(version, &InitProducerIdRequest::default().with_transaction_timeout_ms(1)).await;
+            let request = InitProducerIdRequest::default().with_transactional_id(None);
+            let answer = client.ask(version, &request.with_transaction_timeout_ms(1)).await;
             assert_eq!((answer.error_code, answer.producer_epoch), (0, 0));
             ids.push(answer.producer_id.0);
         }
