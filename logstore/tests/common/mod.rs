@@ -1,5 +1,4 @@
 //! What the tests of the whole store share: batches, homes, a store that can be stopped in order or dropped.
-#![allow(dead_code)] // each test file uses a part
 #![allow(clippy::unwrap_used, missing_docs)] // a test fails by panicking
 
 use bytes::{BufMut, Bytes, BytesMut};
