@@ -2,8 +2,8 @@
 //! whenever it was lost.
 
 use std::fs::File;
-use tests::clients::{Broker, client, orderly, text};
-use tests::process::{Sandbox, Server, bytes_of, succeed};
+use tests::clients::{Broker, Logs, client, orderly, serve, text};
+use tests::process::{Sandbox, Server, assert_refusal, bytes_of, free_port, succeed};
 
 fn status(sandbox: &Sandbox, member: &std::path::Path) -> serde_json::Value {
     let told = succeed(sandbox.raid10().arg("status").arg(member).arg("--json"));
@@ -90,7 +90,12 @@ fn an_image_truncated_while_it_serves() {
     assert_consumed(&sandbox, &broker, "after");
     assert_consumed(&sandbox, &broker, "before");
     broker.stop();
-    // The empty file is no member any more; the rest is the array, degraded.
+    // The empty file is no member any more, and the next start says so; without it the rest is the array, degraded.
+    let logs = Logs::Volume(images.clone(), "1G");
+    let refused = Server::start_refused(&mut serve(&sandbox, &logs, &[], free_port()));
+    assert_refusal("an empty member", &refused, 1);
+    assert!(refused.stderr.contains("disk1.img"), "{}", refused.stderr);
+    std::fs::remove_file(&images[1]).expect("it is there");
     let broker = Broker::start(&sandbox, &[]);
     assert_consumed(&sandbox, &broker, "before");
     assert_consumed(&sandbox, &broker, "after");
