@@ -19,6 +19,8 @@ use crate::runtime::Runtime;
 use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::sync::Notify;
@@ -51,8 +53,12 @@ pub(super) async fn assemble(
 ) -> Result<Inner> {
     let mut candidates = read_candidates(devices).await?;
     refuse_foreign_and_double(&candidates)?;
-    // The most events first, and among equals the lowest number: the choice depends on nothing else.
-    candidates.sort_by_key(|found| (std::cmp::Reverse(found.superblock.events), found.superblock.dev_number));
+    let called_failed = called_failed(&candidates);
+    // The most events first, then those that nobody calls failed, then the lowest number: nothing else counts.
+    candidates.sort_by_key(|found| {
+        let (events, number) = (found.superblock.events, found.superblock.dev_number);
+        (Reverse(events), called_failed.contains(&number), number)
+    });
     let (current, stale) = choose(candidates)?;
     let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
     let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
@@ -67,7 +73,7 @@ pub(super) async fn assemble(
         written[slot.0] = if found.is_backup { 0 } else { found.superblock.events };
         members[slot.0] = Some(Member::join(found.device, found.superblock, slot).await?);
     }
-    let missing = missing_but_on_record(&freshest, &members);
+    let missing = missing_but_on_record(&members);
     let degraded = members.iter().any(Option::is_none);
     let mut intent = read_intent(&freshest, &members).await;
     let mut unsynced = RangeSet::default();
@@ -159,6 +165,21 @@ async fn has_bitmap_of(device: &Arc<dyn Device>, like: &Superblock) -> bool {
     })
 }
 
+/// The numbers of members that another one with as many events calls failed. A power cut between two superblock
+/// writes can leave a member one event ahead; those that go on without it record its failure with that same count.
+/// What they say is newer than what it says of itself.
+fn called_failed(candidates: &[Candidate]) -> Vec<u32> {
+    let calls_failed = |one: &Superblock, other: &Superblock| {
+        one.events == other.events && one.role_of(other.dev_number) == Role::Faulty
+    };
+    candidates
+        .iter()
+        .map(|found| &found.superblock)
+        .filter(|found| candidates.iter().any(|other| calls_failed(&other.superblock, found)))
+        .map(|found| found.dev_number)
+        .collect()
+}
+
 fn refuse_foreign_and_double(candidates: &[Candidate]) -> Result<()> {
     for (i, found) in candidates.iter().enumerate() {
         for earlier in &candidates[..i] {
@@ -241,10 +262,15 @@ fn refuse_incomplete(
     Err(Error::NotEnoughMembers { name: name.to_owned(), missing, stale })
 }
 
-/// Slots without a member that the freshest table still gives one: failures that are not on record yet.
-fn missing_but_on_record(freshest: &Superblock, members: &[Option<Member>]) -> u64 {
-    let absent = |role: &&Role| matches!(role, Role::Active(slot) if members[slot.0].is_none());
-    freshest.roles.iter().filter(absent).count() as u64
+/// Device numbers without a member here that the table of any member still gives a slot: failures that are not on
+/// record everywhere yet. The freshest alone knowing of one is not enough: it may be the next that is lost.
+fn missing_but_on_record(members: &[Option<Member>]) -> u64 {
+    let absent =
+        |role: Role| matches!(role, Role::Active(slot) if members.get(slot.0).is_none_or(Option::is_none));
+    let tables = members.iter().flatten().map(|member| &member.superblock.roles);
+    let numbers: BTreeSet<usize> =
+        tables.flat_map(|roles| (0..roles.len()).filter(|&number| absent(roles[number]))).collect();
+    numbers.len() as u64
 }
 
 /// The union of the members' bitmaps; every bit set if none can be trusted. `None` where the array has none.
