@@ -242,7 +242,7 @@ pub fn batch_of(values: &[&[u8]], timestamp: i64, producer_id: i64, epoch: i16, 
             timestamp: timestamp + n as i64,
             key: None,
             value: Some(Bytes::copy_from_slice(value)),
-            headers: Default::default(),
+            headers: std::iter::empty().collect(),
         })
         .collect();
     let mut out = BytesMut::new();

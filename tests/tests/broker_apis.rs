@@ -526,7 +526,7 @@ async fn wrong_creations_are_refused_topic_by_topic() {
     let config = |key: &str, value: &str| {
         vec![CreatableTopicConfig::default().with_name(text(key)).with_value(Some(text(value)))]
     };
-    let wrong = vec![
+    let wrong = [
         (plain("a").with_num_partitions(0), ResponseError::InvalidPartitions),
         (plain("b").with_num_partitions(i32::MAX), ResponseError::InvalidPartitions),
         (plain("c").with_replication_factor(3), ResponseError::InvalidReplicationFactor),
