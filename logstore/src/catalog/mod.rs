@@ -177,13 +177,12 @@ impl Catalog {
         health: Arc<Health>,
     ) -> Result<Arc<Self>> {
         let place = device.name().to_owned();
-        let memory = if layout.catalog_len == 0 {
-            Recorded::empty(layout.catalog.len)
-        } else {
-            let buf = raid::device::buffer(layout.catalog_len as usize);
-            let content = device.read(layout.catalog.at, buf).await?;
-            Recorded::load(&content, layout.catalog.len)
-        };
+        // Where nothing is yet, an interrupted making may have left bytes: the region is never taken for zeroes.
+        let mut content = raid::device::buffer(layout.catalog_len as usize);
+        if !content.is_empty() {
+            content = device.read(layout.catalog.at, content).await?;
+        }
+        let memory = Recorded::load(&content, layout.catalog.len);
         let backend = memory.clone();
         // All of it is in memory: checking every page's checksum costs little, and no damaged page is met later.
         let database =
@@ -383,22 +382,35 @@ impl Catalog {
     }
 
     /// Writes the recorded steps to the region, in order. Only one task is ever here: `work`, or open and close.
+    ///
+    /// The making of a catalog takes several steps, and what lies between them is no database: its length becomes
+    /// known to the header when all of them are durable. A power cut before leaves a catalog that is not made yet.
     async fn replay(&self) -> Result<()> {
         let Backing::Region { memory, device, layout } = &self.backing else { return Ok(()) };
+        let mut now = *layout.lock();
+        let being_made = now.catalog_len == 0;
+        let mut made = 0;
         while let Some(step) = memory.next_step() {
-            let mut now = *layout.lock();
             let start = now.catalog.at;
             let mut writes: Vec<_> = step
                 .runs
                 .into_iter()
                 .map(|(at, bytes)| device.write(start + at, bytes, Durability::Cached))
                 .collect();
-            if step.len != now.catalog_len {
+            if !being_made && step.len != now.catalog_len {
                 now.generation += 1;
                 now.catalog_len = step.len;
                 writes.push(device.write(now.copy_at(), now.encode(), Durability::Cached));
             }
             futures_util::future::try_join_all(writes).await?;
+            device.flush().await?;
+            *layout.lock() = now;
+            made = step.len;
+        }
+        if being_made && made > 0 {
+            now.generation += 1;
+            now.catalog_len = made;
+            device.write(now.copy_at(), now.encode(), Durability::Cached).await?;
             device.flush().await?;
             *layout.lock() = now;
         }
