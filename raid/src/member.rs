@@ -1,6 +1,6 @@
 //! A member of an array: a device, the superblock that makes it one, its state, and its error counters.
 //!
-//! Invariants: a member that has left [`MemberState::InSync`] never comes back in this process; whoever wants to take
+//! Invariants: a member that has left `InSync` never comes back in this process; whoever wants to take
 //! it out asks `volume` first, because the last copy of anything stays.
 
 use crate::backup::{self, BACKUP_BYTES};

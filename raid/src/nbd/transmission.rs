@@ -8,7 +8,7 @@
 //!
 //! Invariants:
 //!
-//! - A request is validated once, before anything is taken for it ([`admit`]).
+//! - A request is validated once, before anything is taken for it (`admit`).
 //! - Memory is taken before a payload is received or a read is started, and given back when the reply has been sent:
 //!   [`PRIVATE_BYTES`] of its own for each connection, so that it goes on whatever others do, and beyond that from the
 //!   [`Pool`] that all share, [`SHARED_BYTES_PER_CONNECTION`] at most.
