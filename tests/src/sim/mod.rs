@@ -7,7 +7,7 @@
 //! - `surface`, `disk`, `port`: what a disk holds, how it fails, how code reaches it.
 //! - `executor`: tasks, clock, power.
 //! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
-//! - [`array`]: an array of simulated disks and its judge.
+//! - [`mod@array`]: an array of simulated disks and its judge.
 //! - [`ledger`]: the model of a log store.
 //! - [`bugs`]: planted ones, which the model must catch.
 //! - `seeds`: running many, replaying one.
