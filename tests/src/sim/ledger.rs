@@ -12,6 +12,7 @@
 //!
 //! Retention moves the log's start up and only up; what lies before it is out of the model's sight.
 
+use super::seeds::tracing;
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
 use parking_lot::Mutex;
@@ -62,6 +63,8 @@ struct Log {
     floor: i64,
     /// Everything below was answered, in this boot or an earlier one.
     answered: i64,
+    /// Everything below is there at the next reopen, if the power stays on until then.
+    kept: i64,
     start: i64,
 }
 
@@ -185,6 +188,12 @@ impl Ledger {
 
     /// The store said where the batch went.
     pub fn appended(&mut self, id: u64, base: i64) {
+        say(|| {
+            format!(
+                "batch {id} acknowledged at {base}: {:?}",
+                self.attempts.get(&id).map(|a| (a.place, a.count, a.all, a.stamp))
+            )
+        });
         self.place(id, base, "acknowledged");
         let Some(attempt) = self.attempts.get(&id) else { return };
         let end = base + attempt.count;
@@ -194,6 +203,7 @@ impl Ledger {
 
     /// The store said that it is on stable storage, at an offset it told before.
     pub fn committed(&mut self, id: u64) {
+        say(|| format!("batch {id} committed"));
         let Some(Attempt { fate: Fate::At(base), place, count, .. }) = self.attempts.get(&id) else { return };
         let log = self.logs.entry(*place).or_default();
         log.floor = log.floor.max(base + count);
@@ -294,6 +304,7 @@ impl Ledger {
     pub fn power_cut(&mut self) {
         for log in self.logs.values_mut() {
             log.answered = log.floor;
+            log.kept = 0;
             // Where it starts is only a promise once it was read back.
             log.start = 0;
         }
@@ -302,7 +313,8 @@ impl Ledger {
     /// The process was killed: what was answered is there.
     pub fn process_killed(&mut self) {
         for log in self.logs.values_mut() {
-            log.floor = log.floor.max(log.answered);
+            // Only the machine's memory keeps it: a power cut before the next reopen may take it after all.
+            log.kept = log.answered;
             log.start = 0;
         }
     }
@@ -340,9 +352,11 @@ impl Ledger {
     /// After a reopen a partition was read from start to end (through [`Ledger::read`]): settles what is lost, and
     /// that what is there stays.
     pub fn settled(&mut self, place: Place, now: Reported) {
+        say(|| format!("after a reopen {place:?} has {now:?}"));
         self.offsets(place, now);
         let log = self.logs.entry(place).or_default();
-        let floor = log.floor;
+        let floor = log.floor.max(log.kept);
+        log.kept = 0;
         log.floor = now.end;
         log.answered = now.end;
         let gone: Vec<i64> = log.known.range(now.end..).map(|(base, _)| *base).collect();
@@ -362,6 +376,13 @@ impl Ledger {
     #[must_use]
     pub fn is_placed(&self, id: u64) -> bool {
         self.attempts.get(&id).is_some_and(|attempt| matches!(attempt.fate, Fate::At(_)))
+    }
+}
+
+/// Part of the running account.
+fn say(what: impl FnOnce() -> String) {
+    if tracing() {
+        eprintln!("ledger: {}", what());
     }
 }
 
