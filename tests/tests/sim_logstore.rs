@@ -497,3 +497,54 @@ fn every_planted_bug_is_caught() {
         assert!(caught.is_some(), "{bug:?} was not caught");
     }
 }
+
+/// Flips and noise in header, catalog and records of a store: it opens or says why not, reads or says why not, and
+/// never panics, nor believes a length that its disk could not hold.
+#[test]
+fn no_bytes_on_a_volume_make_the_store_panic() {
+    let world = World::new(Ground::disk(1, SimDiskOptions::default()), None);
+    let mut rng = world.ground.sim().fork_rng();
+    boot(&world, &mut rng);
+    world.ground.sim().cut_after(None);
+    let Ground::Disk(_, disk) = &world.ground else { return };
+    let (mut opened, mut refused) = (0, 0);
+    for_seeds("sim_logstore::no_bytes_on_a_volume_make_the_store_panic", 400, |seed| {
+        let sim = Sim::new(seed);
+        let mut rng = sim.fork_rng();
+        let disk = sim.install(disk.copy());
+        for _ in 0..rng.within(1..8) {
+            // The two headers, the catalog, and where the first segments are.
+            let at = match rng.below(3) {
+                0 => rng.below(2) * 4096 + rng.below(96),
+                1 => (64 << 10) + rng.below(160 << 10),
+                _ => rng.below(SIZE / 2),
+            };
+            match rng.below(3) {
+                0 => disk.flip(at, rng.below(8) as u8),
+                1 => disk.poke(at, &rng.pick(&[0, 1, 0x7fff_ffff, u64::MAX, 1 << 40]).to_le_bytes()),
+                _ => disk.poke(at, &[rng.draw() as u8; 32]),
+            }
+        }
+        let outcome = sim.block_on(async {
+            let home = Home::Volume(sim.plug(&disk));
+            let store = Store::open(home, StoreOptions::default(), sim.runtime()).await?;
+            for partition in store.topics().iter().flat_map(|topic| topic.partitions()) {
+                let offsets = partition.offsets();
+                for from in [offsets.log_start, offsets.log_end - 1] {
+                    if let Ok(slice) = partition.read(from, 4096, ReadLimit::LogEnd, true).await {
+                        drop(slice.copy().await);
+                    }
+                }
+            }
+            store.close().await
+        });
+        match outcome.unwrap() {
+            Ok(()) => opened += 1,
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        }
+    });
+    println!("{opened} opened, {refused} were refused");
+}
