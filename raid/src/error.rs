@@ -213,7 +213,9 @@ pub enum Error {
         needed: u64,
     },
     /// A device holds something that creation would destroy.
-    #[error("{device} already holds {what}; creating an array destroys it: use --force if that is meant")]
+    #[error(
+        "{device} already holds {what}; creating an array destroys it: `raid10 create --force` does, if that is meant"
+    )]
     HoldsData {
         /// Path or name of the device.
         device: String,
