@@ -11,6 +11,7 @@
 //! - [`runtime`]: time, randomness and spawning, the only way the engine reaches them.
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
 //! - [`geometry`]: where a byte of the array lies on its members; pure.
+//! - [`range_set`]: a set of byte positions; pure.
 //! - [`superblock`], [`backup`], [`bitmap`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
@@ -27,6 +28,8 @@ pub mod runtime;
 pub mod device;
 
 pub mod geometry;
+
+pub mod range_set;
 
 pub mod backup;
 pub mod bitmap;

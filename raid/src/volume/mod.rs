@@ -29,14 +29,13 @@
 mod assemble;
 mod metadata;
 mod range_lock;
-mod range_set;
 mod read;
 mod status;
 mod write;
 
+pub(crate) use crate::range_set::RangeSet;
 pub use crate::status::Status;
 pub use assemble::AssembleOptions;
-pub(crate) use range_set::RangeSet;
 
 use crate::bitmap::Intent;
 use crate::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
