@@ -16,7 +16,7 @@
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop.
-//! - [`status`]: what a volume says about itself.
+//! - [`status`], [`event`], [`orders`]: what a volume says about itself, what it tells as it happens, what it can be told.
 //! - [`create`], [`examine`]: making arrays, and looking at members offline.
 //! - [`nbd`]: any device served to NBD clients.
 //! - [`control`]: steering a served volume from outside.
@@ -37,6 +37,8 @@ pub mod superblock;
 
 pub mod member;
 
+pub mod event;
+pub mod orders;
 pub mod status;
 pub mod volume;
 
