@@ -69,9 +69,6 @@ pub async fn create(
     if name.is_empty() || name.len() > 32 || name.contains(|c: char| c.is_control() || c == '/') {
         return Err(Error::Name(name.clone()));
     }
-    if !options.layout.is_near() {
-        return Err(Error::LayoutNotCreated(options.layout.to_string()));
-    }
     let plan = Plan::new(members, options, random_uuid(runtime), timestamp(runtime.wall_clock()))?;
     if !options.force {
         try_join_all(members.iter().map(|member| refuse_data(member.as_ref()))).await?;
@@ -130,7 +127,8 @@ impl Plan {
         let smallest = members.iter().min_by_key(|member| member.size()).ok_or(Error::NoMembers)?;
         let size = smallest.size() / SECTOR * SECTOR;
         // The layout, chunk and member count are refused first, whatever the sizes.
-        Geometry::new(options.layout, members.len(), options.chunk, options.chunk * 64)?;
+        let some_rows = options.chunk.saturating_mul(options.layout.copies() as u64);
+        Geometry::new(options.layout, members.len(), options.chunk, some_rows)?;
         // An upper bound of the array's size gives an upper bound of the bitmap's.
         let bitmap_room =
             BitmapHeader::new(array, size.saturating_mul(members.len() as u64), 0).bytes() as u64;

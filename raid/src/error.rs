@@ -196,9 +196,6 @@ pub enum Error {
     /// A layout or geometry is impossible.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// A layout that cannot be created yet.
-    #[error("layout {0} can be opened but not created yet; use near copies, such as n2")]
-    LayoutNotCreated(String),
     /// A name that does not fit in a superblock.
     #[error("the array name `{0}` must have 1 to 32 bytes, none of them a control character or slash")]
     Name(String),
@@ -353,7 +350,6 @@ impl Error {
             | Self::MemberTwice { .. }
             | Self::Disagreement { .. }
             | Self::Geometry(_)
-            | Self::LayoutNotCreated(_)
             | Self::Name(_)
             | Self::Ambiguous { .. }
             | Self::TooSmall { .. }

@@ -20,7 +20,11 @@
 //!
 //! *Near* numbers the cells of the array in reading order: copy `i` of chunk `c` is cell `c·n + i`. With an odd
 //! number of members a chunk's copies may stand on two rows. *Far* reads like RAID 0 but writes far apart;
-//! *offset* is in between.
+//! *offset* is in between. Near and far copies can be mixed: each far part then holds the near picture, moved on by
+//! `n` members. md starts such arrays, though mdadm has no words to make one.
+//!
+//! What can be lost, with `r` copies on `N` members: any `r - 1` members, and at most `N - ⌈N/r⌉`. Between the two it
+//! depends on which: [`Geometry::mirror_sets`].
 //!
 //! Invariants:
 //! - the copies of a chunk lie on distinct members, and no two copies share a place;
@@ -68,7 +72,9 @@ pub enum GeometryError {
     #[error("layout word {0:#x} is not a RAID 10 layout")]
     LayoutWord(u32),
     /// The text names no layout.
-    #[error("`{0}` is not a layout: write n2, f2 or o2 for two near, far or offset copies")]
+    #[error(
+        "`{0}` is not a layout: write n2, f2 or o2 for two near, far or offset copies, n2f2 for two by two"
+    )]
     LayoutText(String),
     /// More copies than members.
     #[error("layout {layout} keeps {copies} copies, which needs as many members; there are {members}")]
@@ -118,6 +124,12 @@ impl Layout {
         Self { near: 1, far: copies, offset: true }
     }
 
+    /// `near` copies beside each other, all of that `far` times.
+    #[must_use]
+    pub const fn mixed(near: u8, far: u8) -> Self {
+        Self { near, far, offset: false }
+    }
+
     /// Decodes a superblock's layout word. Refuses what md's formula cannot map (near and offset mixed collides)
     /// and bits that we do not know.
     pub fn from_word(word: u32) -> Result<Self, GeometryError> {
@@ -140,12 +152,6 @@ impl Layout {
     pub fn copies(self) -> usize {
         usize::from(self.near) * usize::from(self.far)
     }
-
-    /// Whether all copies are near ones.
-    #[must_use]
-    pub fn is_near(self) -> bool {
-        self.far == 1
-    }
 }
 
 impl fmt::Display for Layout {
@@ -164,17 +170,20 @@ impl FromStr for Layout {
 
     fn from_str(text: &str) -> Result<Self, GeometryError> {
         let refused = || GeometryError::LayoutText(text.to_owned());
-        let mut letters = text.chars();
-        let kind = letters.next().ok_or_else(refused)?;
-        let digits = letters.as_str();
-        let copies: u8 = digits.parse().ok().filter(|&n| n >= 2).ok_or_else(refused)?;
-        match kind {
-            _ if !digits.bytes().all(|b| b.is_ascii_digit()) => Err(refused()),
-            'n' => Ok(Self::near(copies)),
-            'f' => Ok(Self::far(copies)),
-            'o' => Ok(Self::offset(copies)),
-            _ => Err(refused()),
+        let copies = |digits: &str| -> Result<u8, GeometryError> {
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            digits.parse().ok().filter(|&n| plain && n >= 2).ok_or_else(refused)
+        };
+        if let Some(near) = text.strip_prefix('n') {
+            return match near.split_once('f') {
+                Some((near, far)) => Ok(Self::mixed(copies(near)?, copies(far)?)),
+                None => Ok(Self::near(copies(near)?)),
+            };
         }
+        if let Some(far) = text.strip_prefix('f') {
+            return Ok(Self::far(copies(far)?));
+        }
+        Ok(Self::offset(copies(text.strip_prefix('o').ok_or_else(refused)?)?))
     }
 }
 
@@ -318,6 +327,15 @@ impl Geometry {
         (0..self.copies()).map(move |copy| self.place(chunk, copy))
     }
 
+    /// Every place of a chunk, in the order in which reads prefer them. `turn` moves on among near copies, which are
+    /// equally good. Far and offset copies come last: the first ones alone are laid out like RAID 0, so that a
+    /// sequential read goes through all members at once and never seeks between the parts of one.
+    pub fn read_order(&self, chunk: Chunk, turn: u64) -> impl Iterator<Item = Place> + '_ {
+        let near = u64::from(self.layout.near);
+        (0..self.copies() as u64)
+            .map(move |i| self.place(chunk, (i / near * near + (turn + i) % near) as usize))
+    }
+
     /// Which chunk lies at a member's row, and which of its copies; `None` for a cell of an incomplete last stripe.
     #[must_use]
     pub fn chunk_at(&self, slot: Slot, row: u64) -> Option<(Chunk, usize)> {
@@ -423,6 +441,36 @@ mod tests {
         assert_eq!(grid(Layout::far(2), 3, 4), "0 1 2 / 3 4 5 / 2 0 1 / 5 3 4");
         assert_eq!(grid(Layout::offset(2), 4, 4), "0 1 2 3 / 3 0 1 2 / 4 5 6 7 / 7 4 5 6");
         assert_eq!(grid(Layout::offset(2), 5, 2), "0 1 2 3 4 / 4 0 1 2 3");
+        assert_eq!(grid(Layout::mixed(2, 2), 4, 2), "0 0 1 1 / 1 1 0 0");
+        assert_eq!(grid(Layout::mixed(2, 2), 5, 4), "0 0 1 1 2 / 2 3 3 4 4 / 1 2 0 0 1 / 4 4 2 3 3");
+    }
+
+    /// md rounds the same way: whole chunks, a multiple of the far copies of them, then whole chunks of the array.
+    #[test]
+    fn sizes_are_those_of_md() {
+        let sizes = |layout, members, rows| {
+            let geometry = Geometry::new(layout, members, K, rows * K + K - 512).unwrap();
+            (geometry.used() / K, geometry.size() / K)
+        };
+        assert_eq!(sizes(Layout::near(2), 3, 7), (7, 10));
+        assert_eq!(sizes(Layout::near(3), 4, 7), (7, 9));
+        assert_eq!(sizes(Layout::far(2), 3, 7), (6, 9));
+        assert_eq!(sizes(Layout::far(3), 4, 7), (6, 8));
+        assert_eq!(sizes(Layout::offset(2), 5, 7), (6, 15));
+        assert_eq!(sizes(Layout::mixed(2, 2), 5, 7), (6, 7));
+    }
+
+    #[test]
+    fn reads_take_turns_among_near_copies_and_never_prefer_far_ones() {
+        let order = |layout, turn| {
+            let geometry = Geometry::new(layout, 4, K, 64 * K).unwrap();
+            geometry.read_order(Chunk(0), turn).map(|place| place.slot.0).collect::<Vec<_>>()
+        };
+        assert_eq!((order(Layout::near(2), 0), order(Layout::near(2), 1)), (vec![0, 1], vec![1, 0]));
+        assert_eq!(order(Layout::near(3), 2), [2, 0, 1]);
+        assert_eq!((order(Layout::far(2), 0), order(Layout::far(2), 1)), (vec![0, 1], vec![0, 1]));
+        assert_eq!(order(Layout::offset(3), 5), [0, 1, 2]);
+        assert_eq!(order(Layout::mixed(2, 2), 1), [1, 0, 3, 2]);
     }
 
     #[test]
@@ -450,10 +498,16 @@ mod tests {
         for word in [0, 1, 0x100, 0x101, 0x001, 0x10202, 0x20201, 0x40201, 0xff00_0102] {
             assert_eq!(Layout::from_word(word), Err(GeometryError::LayoutWord(word)), "{word:#x}");
         }
-        for text in ["", "n", "n1", "n0", "x2", "n+2", "n 2", "n256", "2", "ñ2"] {
+        for text in [
+            "", "n", "n1", "n0", "x2", "n+2", "n 2", "n256", "2", "ñ2", "n2f", "n2f1", "f2n2", "n2o2",
+            "n2f+2",
+        ] {
             assert!(text.parse::<Layout>().is_err(), "{text}");
         }
         assert_eq!("n3".parse(), Ok(Layout::near(3)));
+        assert_eq!("f2".parse(), Ok(Layout::far(2)));
+        assert_eq!("o12".parse(), Ok(Layout::offset(12)));
+        assert_eq!("n2f3".parse(), Ok(Layout::mixed(2, 3)));
         assert_eq!(Layout::offset(2).word(), 0x10201);
         assert!(Geometry::new(Layout::near(3), 2, K, K).is_err());
         assert!(Geometry::new(Layout::near(2), 2, K + 1, 8 * K).is_err());
@@ -461,12 +515,17 @@ mod tests {
         assert!(Geometry::new(Layout::near(2), 2, K, u64::MAX).is_err());
     }
 
+    /// Whether every chunk keeps a copy when the members in `lost`, a bit each, are gone.
+    fn survives(sets: &[Vec<Slot>], lost: u32) -> bool {
+        sets.iter().all(|set| set.iter().any(|slot| lost >> slot.0 & 1 == 0))
+    }
+
     fn layouts() -> impl Strategy<Value = Layout> {
         prop_oneof![
             (2..6u8).prop_map(Layout::near),
             (2..6u8).prop_map(Layout::far),
             (2..6u8).prop_map(Layout::offset),
-            (2..4u8, 2..3u8).prop_map(|(near, far)| Layout { near, far, offset: false }),
+            (2..4u8, 2..4u8).prop_map(|(near, far)| Layout::mixed(near, far)),
         ]
     }
 
@@ -489,6 +548,45 @@ mod tests {
                 prop_assert!(sets.contains(&slots.into_iter().collect()));
             }
             prop_assert!(geometry.used() <= rows * K);
+            // What md gets when it computes the array's size from the part of the members that is used.
+            prop_assert_eq!(&Geometry::new(layout, members, K, geometry.used()).unwrap(), &geometry);
+            // And every cell that holds a chunk is one of those.
+            for slot in (0..members).map(Slot) {
+                for row in 0..geometry.used() / K {
+                    let place = Place { slot, at: MemberOffset(row * K) };
+                    prop_assert_eq!(geometry.chunk_at(slot, row).is_some(), taken.contains(&place));
+                }
+            }
+        }
+
+        /// With r copies on N members any r - 1 may fail, some sets of N - ⌈N/r⌉, and none larger.
+        #[test]
+        fn survivable_sets(layout in layouts(), extra in 0..5usize) {
+            let (copies, members) = (layout.copies(), layout.copies() + extra);
+            let geometry = Geometry::new(layout, members, K, 64 * K).unwrap();
+            let sets = geometry.mirror_sets();
+            let mut most = 0;
+            for lost in 0..1u32 << members {
+                let count = lost.count_ones() as usize;
+                let survived = survives(&sets, lost);
+                prop_assert!(survived || count >= copies, "{:#b} lost with {} copies", lost, copies);
+                // The mapping itself says the same.
+                let mapped = (0..geometry.size() / K).map(Chunk).all(|chunk| {
+                    geometry.places(chunk).any(|place| lost >> place.slot.0 & 1 == 0)
+                });
+                prop_assert_eq!(survived, mapped, "{:#b}", lost);
+                if survived {
+                    most = most.max(count);
+                }
+            }
+            prop_assert_eq!(most, members - members.div_ceil(copies));
+        }
+
+        #[test]
+        fn read_order_is_every_place_once(layout in layouts(), extra in 0..8usize, turn: u64, chunk in 0..50u64) {
+            let geometry = Geometry::new(layout, layout.copies() + extra, K, 160 * K).unwrap();
+            let order: BTreeSet<Place> = geometry.read_order(Chunk(chunk), turn).collect();
+            prop_assert_eq!(order, geometry.places(Chunk(chunk)).collect::<BTreeSet<_>>());
         }
 
         #[test]

@@ -21,7 +21,7 @@ pub(super) struct Create {
     /// Make members that do not exist: sparse image files of that size each.
     #[arg(long, value_parser = super::size::parse)]
     size: Option<u64>,
-    /// How copies are laid out: n2 for two near copies.
+    /// How copies are laid out: n2 for two near copies, f2 for far, o2 for offset ones; n2f2 mixes near and far.
     #[arg(long, default_value = "n2")]
     layout: Layout,
     /// Bytes of one chunk: a power of two from 4K to 64M.

@@ -1,8 +1,9 @@
 //! Reads, fail-over and read repair, and where data lies for `sendfile`.
 //!
 //! Each part of a chunk is read from one leg, chosen by address alone, so that the page cache holds one copy of
-//! what is read. Legs take turns every few megabytes of a member: far enough apart that read-ahead on one leg does
-//! not run into what belongs to the other, close enough that streams spread over all members.
+//! what is read. Near copies take turns every few megabytes of a member: far enough apart that read-ahead on one leg
+//! does not run into what belongs to the other, close enough that streams spread over all members. Of far and offset
+//! copies the first is read: those lie like RAID 0.
 
 use super::{Inner, Verdict, run_to_end};
 use crate::device::{Durability, Piece, buffer, check_range};
@@ -62,9 +63,7 @@ impl Inner {
         }
         let rows = (TURN / self.geometry.chunk()).max(1);
         let turn = span.chunk.0 / (self.geometry.period() * rows);
-        let copies = self.geometry.copies();
-        (0..copies).find_map(|i| {
-            let place = self.geometry.place(span.chunk, (turn as usize + i) % copies);
+        self.geometry.read_order(span.chunk, turn).find_map(|place| {
             let at = MemberOffset(place.at.0 + span.within);
             let member = self.live(place.slot).filter(|member| member.is_readable(at, span.len))?;
             Some((member, member.position(at)))
