@@ -209,6 +209,26 @@ pub enum Error {
         /// Bytes needed.
         needed: u64,
     },
+    /// The system does not tell how large an open device is.
+    #[error("cannot tell how large {device} is: {}", words(*errno))]
+    Size {
+        /// Path or name of the device.
+        device: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// A device has become smaller while it was open: what lay behind its new end is lost.
+    #[error(
+        "{device} was cut short from {promised} to {size} bytes; what lay there is lost: take it out of the array"
+    )]
+    Shrank {
+        /// Path or name of the device.
+        device: String,
+        /// Its bytes before.
+        promised: u64,
+        /// Its bytes now.
+        size: u64,
+    },
     /// A device holds something that creation would destroy.
     #[error(
         "{device} already holds {what}; creating an array destroys it: `raid10 create --force` does, if that is meant"
@@ -334,6 +354,7 @@ impl Error {
             Self::ReadOnly { .. } => Errno::PERM,
             Self::Io { errno, .. }
             | Self::Open { errno, .. }
+            | Self::Size { errno, .. }
             | Self::Listen { errno, .. }
             | Self::RuntimeDir { errno, .. }
             | Self::Runtime { errno }
@@ -361,6 +382,7 @@ impl Error {
             | Self::Remote(_)
             | Self::NotEnoughMembers { .. }
             | Self::Failed { .. }
+            | Self::Shrank { .. }
             | Self::NoCopy { .. } => Errno::IO,
         }
     }

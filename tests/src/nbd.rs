@@ -280,6 +280,10 @@ impl Device for Gate {
         self.inner.size()
     }
 
+    fn refresh(&self) -> Io<'_, u64> {
+        self.inner.refresh()
+    }
+
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
         // Reads pass: they show that a connection goes on while its writes wait.
         self.asked.lock().push("read");

@@ -407,3 +407,22 @@ fn a_task_that_ticks_for_ever_does_not_hide_a_hang() {
     }));
     sim.block_on(std::future::pending::<()>()).unwrap();
 }
+
+#[test]
+fn growth_is_seen_by_who_looks_and_by_every_later_boot() {
+    let (sim, disk, device) = machine(1);
+    sim.block_on(async {
+        disk.grow(SIZE + SECTOR);
+        assert_eq!(device.size(), SIZE);
+        let beyond = device.write(SIZE, sector(1), Durability::Stable).await;
+        assert!(matches!(beyond, Err(Error::OutOfBounds { .. })), "{beyond:?}");
+        assert_eq!(device.refresh().await.unwrap(), SIZE + SECTOR);
+        assert_eq!(device.size(), SIZE + SECTOR);
+        device.write(SIZE, sector(1), Durability::Stable).await.unwrap();
+        disk.vanish();
+        assert!(matches!(device.refresh().await, Err(Error::Size { .. })));
+    })
+    .unwrap();
+    assert_eq!(durable(&disk, SIZE / SECTOR), 1);
+    assert_eq!(sim.plug(&disk).size(), SIZE + SECTOR);
+}

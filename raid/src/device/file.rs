@@ -6,12 +6,13 @@
 use super::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
 use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, FileType};
+use rustix::fs::{FallocateFlags, FileType, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the holder of a [`FileDevice`] may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,8 @@ pub struct FileDevice {
     file: Arc<File>,
     name: String,
     path: PathBuf,
-    size: u64,
+    /// What was last found; grows only.
+    size: AtomicU64,
     is_regular: bool,
     mode: OpenMode,
 }
@@ -65,14 +67,12 @@ impl FileDevice {
             })?;
         }
         let stat = rustix::fs::fstat(&file).map_err(failed)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let size = match kind {
-            FileType::RegularFile => stat.st_size as u64,
-            // A block device's stat says 0; its end is found by seeking there.
-            FileType::BlockDevice => (&file).seek(SeekFrom::End(0)).map_err(|e| failed(errno_of(&e)))?,
+        let is_regular = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => true,
+            FileType::BlockDevice => false,
             _ => return Err(failed(Errno::NOTBLK)),
         };
-        let is_regular = kind == FileType::RegularFile;
+        let size = AtomicU64::new(size_of(&file, is_regular).map_err(failed)?);
         Ok(Self { file: Arc::new(file), name, path: path.to_owned(), size, is_regular, mode })
     }
 
@@ -93,7 +93,7 @@ impl FileDevice {
         let file = Arc::clone(&self.file);
         // A regular file may be cut short under us: a write behind its new end would bring the length back, and
         // zeroes where data was, without an error. One `fstat` tells.
-        let least = if self.is_regular && operation != Operation::Read { self.size } else { 0 };
+        let least = if self.is_regular && operation != Operation::Read { self.size() } else { 0 };
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || {
                 if least > 0 && (rustix::fs::fstat(&file)?.st_size as u64) < least {
@@ -118,7 +118,7 @@ impl FileDevice {
         if self.mode == OpenMode::ReadOnly && operation != Operation::Read && operation != Operation::Flush {
             return Err(Error::ReadOnly { operation });
         }
-        check_range(operation, at, len, self.size)
+        check_range(operation, at, len, self.size())
     }
 }
 
@@ -128,7 +128,24 @@ impl Device for FileDevice {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn refresh(&self) -> Io<'_, u64> {
+        let file = Arc::clone(&self.file);
+        let is_regular = self.is_regular;
+        Box::pin(async move {
+            // A network file system asks its server: not on this thread.
+            let looked = tokio::task::spawn_blocking(move || size_of(&file, is_regular)).await;
+            let size = looked
+                .unwrap_or(Err(Errno::SHUTDOWN))
+                .map_err(|errno| Error::Size { device: self.name.clone(), errno })?;
+            let promised = self.size.fetch_max(size, Ordering::AcqRel);
+            if size < promised {
+                return Err(Error::Shrank { device: self.name.clone(), promised, size });
+            }
+            Ok(size)
+        })
     }
 
     fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
@@ -158,7 +175,7 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Io<'_, ()> {
-        self.blocking(Operation::Flush, 0, self.size, sync)
+        self.blocking(Operation::Flush, 0, self.size(), sync)
     }
 
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
@@ -208,7 +225,17 @@ pub fn is_one_hole(file: &File) -> bool {
     let is_file = rustix::fs::fstat(file)
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
     // Moves the file's own position, which nothing here uses: all reads and writes say where.
-    is_file && rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) == Err(Errno::NXIO)
+    is_file && rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO)
+}
+
+fn size_of(file: &File, is_regular: bool) -> std::result::Result<u64, Errno> {
+    if is_regular {
+        Ok(rustix::fs::fstat(file)?.st_size as u64)
+    } else {
+        // A block device's stat says 0; its end is found by seeking there. That moves the file's own position, which
+        // nothing here uses.
+        rustix::fs::seek(file, SeekFrom::End(0))
+    }
 }
 
 fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Result<(), Errno> {
@@ -283,4 +310,40 @@ fn zero_by_writing(file: &File, mut at: u64, len: u64) -> std::result::Result<()
 
 fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::buffer;
+
+    /// An open file of `size` bytes, and another handle on it.
+    fn file_of(size: u64) -> (tempfile::NamedTempFile, FileDevice) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        let device = FileDevice::open(file.path(), OpenMode::ReadWrite).unwrap();
+        (file, device)
+    }
+
+    #[tokio::test]
+    async fn growth_is_found_when_looked_for_and_can_be_used_then() {
+        let (file, device) = file_of(8192);
+        file.as_file().set_len(16384).unwrap();
+        assert_eq!(device.size(), 8192);
+        let beyond = device.write(8192, Bytes::from_static(&[7; 4096]), Durability::Cached).await;
+        assert!(matches!(beyond, Err(Error::OutOfBounds { .. })), "{beyond:?}");
+        assert_eq!(device.refresh().await.unwrap(), 16384);
+        assert_eq!(device.size(), 16384);
+        device.write(8192, Bytes::from_static(&[7; 4096]), Durability::Cached).await.unwrap();
+        assert!(device.read(8192, buffer(4096)).await.unwrap().iter().all(|byte| *byte == 7));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_cut_short_is_an_error_and_its_size_stays() {
+        let (file, device) = file_of(8192);
+        file.as_file().set_len(4096).unwrap();
+        let outcome = device.refresh().await;
+        assert!(matches!(outcome, Err(Error::Shrank { promised: 8192, size: 4096, .. })), "{outcome:?}");
+        assert_eq!(device.size(), 8192);
+    }
 }

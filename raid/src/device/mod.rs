@@ -64,8 +64,12 @@ pub trait Device: Send + Sync + 'static {
     /// What to call it in messages: a path, or a volume's name.
     fn name(&self) -> &str;
 
-    /// Bytes it holds; constant while it is open, but for growth.
+    /// Bytes it holds, as last looked at: constant while it is open, but for growth that [`Device::refresh`] finds.
     fn size(&self) -> u64;
+
+    /// Looks again how large it is, and tells; [`Device::size`] says the same from then on. It never takes back what
+    /// was promised: a device that has become smaller is an error, [`Error::Shrank`], and the size stays.
+    fn refresh(&self) -> Io<'_, u64>;
 
     /// Reads `buf.len()` bytes at `at` into `buf` and returns it.
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut>;

@@ -315,6 +315,9 @@ mod tests {
         fn size(&self) -> u64 {
             self.0
         }
+        fn refresh(&self) -> Io<'_, u64> {
+            Box::pin(async { Ok(self.0) })
+        }
         fn read(&self, _: u64, buf: BytesMut) -> Io<'_, BytesMut> {
             Box::pin(async { Ok(buf) })
         }

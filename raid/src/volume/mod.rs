@@ -337,6 +337,12 @@ impl Device for Volume {
         self.inner.geometry.size()
     }
 
+    /// The array's size is what its superblocks say, whatever its members have become.
+    fn refresh(&self) -> Io<'_, u64> {
+        let size = self.size();
+        Box::pin(async move { Ok(size) })
+    }
+
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
         Box::pin(self.inner.read(at, buf))
     }

@@ -101,6 +101,10 @@ impl Device for Buggy {
         self.inner.size()
     }
 
+    fn refresh(&self) -> Io<'_, u64> {
+        self.inner.refresh()
+    }
+
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
         let key = (at, buf.len());
         let len = buf.len() as u64;

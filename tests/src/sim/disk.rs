@@ -26,6 +26,7 @@ use raid::error::{Error, Operation, Result};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -98,7 +99,8 @@ pub enum SilentFault {
 /// A disk. Its content outlives power cuts; reach it through [`Sim::plug`](super::Sim::plug).
 pub struct SimDisk {
     name: String,
-    size: u64,
+    /// Grows only.
+    size: AtomicU64,
     options: SimDiskOptions,
     state: Mutex<State>,
 }
@@ -150,6 +152,12 @@ impl Request {
             Self::Flush => (Operation::Flush, 0, 0),
         }
     }
+
+    /// Refuses what reaches past the end, which is where who asks believes it to be.
+    pub(super) fn check(&self, size: u64) -> Result<()> {
+        let (operation, at, len) = self.shape();
+        check_range(operation, at, len, size)
+    }
 }
 
 struct InFlight {
@@ -194,13 +202,13 @@ impl SimDisk {
             rng: Rng::new(0),
             counts: Counts::default(),
         };
-        Self { name: name.to_owned(), size, options, state: Mutex::new(state) }
+        Self { name: name.to_owned(), size: AtomicU64::new(size), options, state: Mutex::new(state) }
     }
 
     /// A disk with the same content (cache included), for another machine. Nothing in flight, no fault set.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let copy = Self::blank(&self.name, self.size, self.options.clone());
+        let copy = Self::blank(&self.name, self.size(), self.options.clone());
         copy.state.lock().surface = self.state.lock().surface.clone();
         copy
     }
@@ -218,7 +226,19 @@ impl SimDisk {
     /// Its size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Adds zeroes at its end. Who has it open finds that out by [`Device::refresh`](raid::device::Device::refresh).
+    pub fn grow(&self, size: u64) {
+        let before = self.size.fetch_max(size, Ordering::Relaxed);
+        assert!(before <= size, "{} would shrink", self.name);
+    }
+
+    /// Why its size can't be asked for now, if it can't.
+    pub(super) fn absence(&self) -> Option<Error> {
+        let gone = self.state.lock().gone;
+        gone.then(|| Error::Size { device: self.name.clone(), errno: Errno::NODEV })
     }
 
     /// What it was asked to do so far.
@@ -309,7 +329,7 @@ impl SimDisk {
 
     /// Overwrites bytes, durably, past all faults.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
-        assert!(at + bytes.len() as u64 <= self.size, "past the end of {}", self.name);
+        assert!(at + bytes.len() as u64 <= self.size(), "past the end of {}", self.name);
         self.state.lock().surface.poke(at, bytes);
     }
 
@@ -468,11 +488,6 @@ impl SimDisk {
                 }
             },
         }
-    }
-
-    pub(super) fn out_of_bounds(&self, request: &Request) -> Option<Error> {
-        let (operation, at, len) = request.shape();
-        check_range(operation, at, len, self.size).err()
     }
 }
 

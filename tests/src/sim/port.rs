@@ -6,22 +6,26 @@ use bytes::{Bytes, BytesMut};
 use raid::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use raid::error::Operation;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 
 /// A disk as one boot of the machine sees it.
 pub(super) struct Plugged {
     disk: Arc<SimDisk>,
     link: Link,
+    /// The disk's size when it was last looked at.
+    size: AtomicU64,
 }
 
 impl Plugged {
     pub(super) fn new(disk: Arc<SimDisk>, link: Link) -> Self {
-        Self { disk, link }
+        let size = AtomicU64::new(disk.size());
+        Self { disk, link, size }
     }
 
     /// Submits at once, not at the first poll: "completed before this call" is meant literally.
     fn submit(&self, request: Request) -> Io<'static, BytesMut> {
-        if let Some(refused) = self.disk.out_of_bounds(&request) {
+        if let Err(refused) = request.check(self.size()) {
             return Box::pin(async { Err(refused) });
         }
         if !self.link.alive() {
@@ -51,7 +55,20 @@ impl Device for Plugged {
     }
 
     fn size(&self) -> u64 {
-        self.disk.size()
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn refresh(&self) -> Io<'_, u64> {
+        Box::pin(async move {
+            if !self.link.alive() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(gone) = self.disk.absence() {
+                return Err(gone);
+            }
+            self.size.store(self.disk.size(), Ordering::Relaxed);
+            Ok(self.size())
+        })
     }
 
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
@@ -75,7 +92,7 @@ impl Device for Plugged {
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
-        let located = check_range(Operation::Read, at, len, self.disk.size()).map(|()| None);
+        let located = check_range(Operation::Read, at, len, self.size()).map(|()| None);
         Box::pin(async { located })
     }
 }
