@@ -1,21 +1,27 @@
 //! The RAID engine, without chance: every short sequence of operations on a tiny array, the power cut at every I/O
 //! boundary, every set of unflushed sectors that can survive, and then every start that must work.
 //!
-//! Everyday runs take sequences of up to two operations and at most [`SUBSETS`] sets of survivors at a boundary
-//! (all, where there are no more). `SIM_DEPTH=3` and `SIM_SUBSETS=4096` go further.
+//! Sequences of up to three operations, on near-2 with two, three and four members, far-2 and offset-2. At a boundary
+//! at most [`SUBSETS`] sets of survivors are tried (all, where there are no more; `SIM_SUBSETS=4096` takes all of up to
+//! twelve sectors), in [`ORDERS`] orders of completion (`SIM_ORDERS`). `SIM_DEPTH` changes the length of sequences.
 
 // A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 use futures_util::future::join_all;
 use raid::error::Operation;
+use raid::geometry::Layout;
+use std::sync::atomic::Ordering;
 use tests::sim::array::{BITMAP, DATA, Rig, SUPERBLOCK, Shape};
 use tests::sim::bugs::{Bug, Buggy};
 use tests::sim::clients::Step;
-use tests::sim::{CutStyle, Fault, Rng, SimDiskOptions, number};
+use tests::sim::exhaust::{Search, on_all_processors};
+use tests::sim::{Fault, number};
 
 /// Sets of surviving sectors tried at a boundary, unless `SIM_SUBSETS` says otherwise.
-const SUBSETS: u64 = 6;
+const SUBSETS: u64 = 16;
+/// Orders in which operations complete, for each script, unless `SIM_ORDERS` says otherwise.
+const ORDERS: u64 = 4;
 
 /// One operation of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +47,9 @@ const ACTS: [Act; 9] = [
     Act::FailFlush(1),
 ];
 
-fn template(members: usize, clean: bool) -> Rig {
-    // One chunk a member is enough for a mirror; two for an array whose chunks have different mirrors.
-    let shape =
-        Shape { members, chunk: 4096, chunks: 2, region: 4096, disks: SimDiskOptions::default(), clean };
-    Rig::create(shape, 1)
+fn template(layout: Layout, members: usize, clean: bool) -> Rig {
+    // Two chunks a member: enough for each chunk to have mirrors of its own.
+    Rig::create(Shape { clean, ..Shape::small(layout, members) }, 1)
 }
 
 /// Assembles and runs the script; with `together`, its operations at once. The last thing is a moment of rest.
@@ -71,80 +75,6 @@ async fn play(rig: &Rig, script: &[Act], together: bool, bug: Option<&Bug>) {
     rig.sim.runtime().sleep(std::time::Duration::from_secs(11)).await;
 }
 
-/// Runs the script up to boundary `k`, where the power goes and `survivors` says which unflushed sectors stay.
-fn wreck(
-    template: &Rig,
-    script: &[Act],
-    together: bool,
-    bug: Option<&Bug>,
-    k: u64,
-    survivors: u64,
-) -> Option<Rig> {
-    // The seed decides the order in which operations complete: it is the boundary's, so that they differ.
-    let rig = template.fork(k);
-    rig.sim.set_cut_style(CutStyle::Subset(survivors));
-    rig.sim.cut_after(Some(k));
-    if rig.sim.block_on(play(&rig, script, together, bug)).is_ok() {
-        return None;
-    }
-    rig.witness.power_cut();
-    rig.witness.judge();
-    for disk in &rig.disks {
-        disk.heal();
-    }
-    Some(rig)
-}
-
-/// What must hold after a cut: a start with all members, then one without any of those that are dispensable, and
-/// the same without them at once.
-fn inspect(rig: &Rig, failing: &[usize]) {
-    let current = |gone: &Vec<usize>| failing.is_empty() || gone.iter().all(|slot| failing.contains(slot));
-    let all = rig.fork(1);
-    all.sim.set_cut_style(CutStyle::AllLost);
-    all.check_with(&all.slots());
-    all.cut();
-    for gone in rig.dispensable().iter().filter(|gone| !gone.is_empty() && current(gone)) {
-        all.fork(2).check_with(&rig.without(gone));
-        rig.fork(3).check_with(&rig.without(gone));
-    }
-}
-
-/// Every boundary and (as far as wanted) every set of survivors of one script. Returns how many wrecks that were.
-fn exhaust(template: &Rig, script: &[Act], together: bool, bug: Option<&Bug>) -> u64 {
-    let failing: Vec<usize> = script
-        .iter()
-        .filter_map(|act| match act {
-            Act::FailWrites(slot) | Act::FailFlush(slot) => Some(*slot),
-            Act::Do(_) => None,
-        })
-        .collect();
-    let most = number("SIM_SUBSETS").unwrap_or(SUBSETS);
-    let mut wrecks = 0;
-    for k in 1.. {
-        let Some(first) = wreck(template, script, together, bug, k, 0) else { return wrecks };
-        let unflushed = first.sim.unflushed_at_cut();
-        let all = 1u64 << unflushed.min(12);
-        let mut rng = Rng::new(k);
-        let sets = (0..all.min(most)).map(|n| {
-            // None, all, and some between; or simply each.
-            if all <= most { n } else { [0, u64::MAX].get(n as usize).copied().unwrap_or_else(|| rng.draw()) }
-        });
-        for survivors in sets {
-            let rig = wreck(template, script, together, bug, k, survivors).unwrap();
-            wrecks += 1;
-            let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| inspect(&rig, &failing)));
-            if let Err(panic) = tried {
-                eprintln!(
-                    "{} members, {script:?}, together: {together}, boundary {k}, survivors {survivors:#x}",
-                    rig.shape.members
-                );
-                std::panic::resume_unwind(panic);
-            }
-        }
-    }
-    wrecks
-}
-
 fn scripts(depth: usize) -> Vec<Vec<Act>> {
     let mut all = vec![vec![]];
     let mut longest: Vec<Vec<Act>> = vec![vec![]];
@@ -166,38 +96,61 @@ fn scripts(depth: usize) -> Vec<Vec<Act>> {
     all
 }
 
-fn campaign(members: usize, depth: usize, clean: bool) {
+/// A script, and whether its operations run at once.
+type Case = (Vec<Act>, bool);
+
+fn cases(depth: usize) -> Vec<Case> {
+    let is_step = |act: &Act| matches!(act, Act::Do(_));
+    let overlaps = |script: &Vec<Act>| script.len() == 2 && script.iter().all(is_step);
+    let one_by_one = scripts(depth).into_iter();
+    one_by_one.flat_map(|s| overlaps(&s).then(|| (s.clone(), true)).into_iter().chain([(s, false)])).collect()
+}
+
+fn campaign(layout: Layout, members: usize, depth: usize, clean: bool) {
     let depth = number("SIM_DEPTH").map_or(depth, |depth| depth as usize);
-    let template = template(members, clean);
-    let mut wrecks = 0;
-    for script in scripts(depth) {
-        wrecks += exhaust(&template, &script, false, None);
-        if script.len() == 2 && script.iter().all(|act| matches!(act, Act::Do(_))) {
-            wrecks += exhaust(&template, &script, true, None);
-        }
-    }
-    println!("{members} members: {wrecks} wrecks");
-    assert!(wrecks > 100, "hardly anything was tried");
+    let template = template(layout, members, clean);
+    let most = number("SIM_SUBSETS").unwrap_or(SUBSETS);
+    let search = Search::new(&template, most, number("SIM_ORDERS").unwrap_or(ORDERS));
+    let begun = std::time::Instant::now();
+    let cases = cases(depth);
+    on_all_processors(&cases, |(script, together)| {
+        search.exhaust(&async |rig: &Rig| play(rig, script, *together, None).await);
+    });
+    let tally = search.tally();
+    println!("{layout}, {members} members, {} scripts: {tally:?} in {:?}", cases.len(), begun.elapsed());
+    assert!(tally.wrecks.load(Ordering::Relaxed) > 100, "hardly anything was tried");
 }
 
 #[test]
 fn two_members() {
-    campaign(2, 2, true);
+    campaign(Layout::near(2), 2, 3, true);
 }
 
 #[test]
 fn two_members_that_never_were_equal() {
-    campaign(2, 1, false);
+    campaign(Layout::near(2), 2, 2, false);
 }
 
 #[test]
 fn three_members() {
-    campaign(3, 1, true);
+    campaign(Layout::near(2), 3, 3, true);
 }
 
 #[test]
 fn four_members() {
-    campaign(4, 1, true);
+    campaign(Layout::near(2), 4, 2, true);
+}
+
+#[test]
+fn far_copies() {
+    campaign(Layout::far(2), 3, 2, true);
+    campaign(Layout::far(2), 4, 2, true);
+}
+
+#[test]
+fn offset_copies() {
+    campaign(Layout::offset(2), 3, 2, true);
+    campaign(Layout::offset(2), 4, 2, true);
 }
 
 /// The search finds what it is for: each of these shows in some script of one or two operations.
@@ -213,12 +166,13 @@ fn planted_bugs_are_found() {
         Bug::CutWritesShort(DATA..u64::MAX),
         Bug::SwallowErrors,
     ];
-    let template = template(2, true);
+    let template = template(Layout::near(2), 2, true);
     let scripts = scripts(2);
     for bug in bugs {
+        let search = Search::new(&template, SUBSETS, ORDERS);
         let finds = |script: &&Vec<Act>| {
-            let search = || exhaust(&template, script, false, Some(&bug));
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(search)).is_err()
+            let look = || search.exhaust(&async |rig: &Rig| play(rig, script, false, Some(&bug)).await);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(look)).is_err()
         };
         let found = scripts.iter().find(finds);
         println!("{bug:?}: {found:?}");

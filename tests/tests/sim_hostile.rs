@@ -6,13 +6,13 @@
 
 use raid::device::Device;
 use raid::examine::examine;
+use raid::geometry::Layout;
 use raid::superblock::Superblock;
 use tests::sim::array::{BITMAP, DATA, Rig, SUPERBLOCK, Shape};
-use tests::sim::{Rng, SimDiskOptions, for_seeds};
+use tests::sim::{Rng, for_seeds};
 
 fn rig(members: usize) -> Rig {
-    let disks = SimDiskOptions::default();
-    Rig::create(Shape { members, chunk: 4096, chunks: 8, region: 8192, disks, clean: true }, 1)
+    Rig::create(Shape { chunks: 8, region: 8192, ..Shape::small(Layout::near(2), members) }, 1)
 }
 
 /// Values that arithmetic trips over.

@@ -7,6 +7,7 @@
 use logstore::{Error, Home, Partition, ReadLimit, Store, StoreOptions, Topic, TopicConfig};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability};
+use raid::geometry::Layout;
 use raid::runtime::Runtime;
 use std::sync::Arc;
 use std::time::Duration;
@@ -404,7 +405,8 @@ fn on_a_disk_that_tears_sectors() {
 fn on_an_array() {
     let disks = SimDiskOptions::default();
     let chunk = 64 << 10;
-    let shape = Shape { members: 2, chunk, chunks: SIZE / chunk, region: 1 << 20, disks, clean: true };
+    let shape =
+        Shape { chunk, chunks: SIZE / chunk, region: 1 << 20, disks, ..Shape::small(Layout::near(2), 2) };
     let template = Rig::create(shape, 1);
     for_seeds("sim_logstore::on_an_array", 40, |seed| {
         run(Ground::Array(Box::new(template.fork(seed))), None);

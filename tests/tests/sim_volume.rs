@@ -8,6 +8,7 @@
 
 use raid::device::Device;
 use raid::error::Operation;
+use raid::geometry::Layout;
 use raid::status::MemberState;
 use raid::volume::Volume;
 use std::panic::AssertUnwindSafe;
@@ -18,8 +19,8 @@ use tests::sim::bugs::{Bug, Buggy};
 use tests::sim::clients::{Step, Workload};
 use tests::sim::{CutStyle, Fault, Rng, SECTOR, SimDiskOptions, for_seeds};
 
-fn shape(members: usize, disks: SimDiskOptions, clean: bool) -> Shape {
-    Shape { members, chunk: 4096, chunks: 12, region: 8192, disks, clean }
+fn shape(layout: Layout, members: usize, disks: SimDiskOptions, clean: bool) -> Shape {
+    Shape { chunks: 12, region: 8192, disks, clean, ..Shape::small(layout, members) }
 }
 
 /// A bug under the engine: on all members, or on those of one slot.
@@ -140,10 +141,10 @@ fn finale(rig: &Rig, rng: &mut Rng, decayed: &[usize]) {
     rig.sim.set_cut_style(CutStyle::AllLost);
     let mut slots = rig.slots();
     rng.shuffle(&mut slots);
-    let mut in_sync = rig.check_with(&slots);
+    let mut in_sync = slots_of(&rig.check_with(&slots));
     if rng.one_in(1, 2) {
         rig.cut();
-        in_sync = rig.check_with(&slots);
+        in_sync = slots_of(&rig.check_with(&slots));
     }
     rig.cut();
     // What a member calls in sync may still have sectors that can't be read, where the test saw to that.
@@ -166,46 +167,77 @@ fn finale(rig: &Rig, rng: &mut Rng, decayed: &[usize]) {
     }
 }
 
-fn campaign(name: &str, members: usize, disks: &SimDiskOptions, count: u64) {
-    let templates = [true, false].map(|clean| Rig::create(shape(members, disks.clone(), clean), 1));
-    for_seeds(&format!("sim_volume::{name}"), count, |seed| run(&templates[seed as usize % 2], seed, None));
+fn slots_of(holders: &[(usize, usize)]) -> Vec<usize> {
+    holders.iter().map(|(_, slot)| *slot).collect()
+}
+
+fn campaign(name: &str, shapes: &[(Layout, usize)], disks: &SimDiskOptions, count: u64) {
+    let templates: Vec<Rig> = shapes
+        .iter()
+        .flat_map(|(layout, members)| {
+            [true, false].map(|clean| shape(*layout, *members, disks.clone(), clean))
+        })
+        .map(|shape| Rig::create(shape, 1))
+        .collect();
+    let which = |seed: u64| &templates[seed as usize % templates.len()];
+    for_seeds(&format!("sim_volume::{name}"), count, |seed| run(which(seed), seed, None));
 }
 
 #[test]
 fn two_members() {
-    campaign("two_members", 2, &SimDiskOptions::default(), 150);
+    campaign("two_members", &[(Layout::near(2), 2)], &SimDiskOptions::default(), 150);
 }
 
 #[test]
 fn three_members() {
-    campaign("three_members", 3, &SimDiskOptions::default(), 150);
+    campaign("three_members", &[(Layout::near(2), 3)], &SimDiskOptions::default(), 150);
 }
 
 #[test]
 fn four_members() {
-    campaign("four_members", 4, &SimDiskOptions::default(), 150);
+    campaign("four_members", &[(Layout::near(2), 4)], &SimDiskOptions::default(), 150);
+}
+
+const OTHERS: [(Layout, usize); 7] = [
+    (Layout::far(2), 3),
+    (Layout::offset(2), 4),
+    (Layout::near(3), 4),
+    (Layout::far(2), 4),
+    (Layout::offset(2), 3),
+    (Layout::near(2), 5),
+    (Layout::far(3), 5),
+];
+
+#[test]
+fn other_layouts() {
+    campaign("other_layouts", &OTHERS, &SimDiskOptions::default(), 280);
+}
+
+#[test]
+fn other_layouts_on_harsh_disks() {
+    campaign("other_layouts_on_harsh_disks", &OTHERS, &SimDiskOptions::harsh(), 280);
 }
 
 #[test]
 fn two_members_on_harsh_disks() {
-    campaign("two_members_on_harsh_disks", 2, &SimDiskOptions::harsh(), 150);
+    campaign("two_members_on_harsh_disks", &[(Layout::near(2), 2)], &SimDiskOptions::harsh(), 150);
 }
 
 #[test]
 fn three_members_on_harsh_disks() {
-    campaign("three_members_on_harsh_disks", 3, &SimDiskOptions::harsh(), 150);
+    campaign("three_members_on_harsh_disks", &[(Layout::near(2), 3)], &SimDiskOptions::harsh(), 150);
 }
 
 #[test]
 fn four_members_on_harsh_disks() {
-    campaign("four_members_on_harsh_disks", 4, &SimDiskOptions::harsh(), 150);
+    campaign("four_members_on_harsh_disks", &[(Layout::near(2), 4)], &SimDiskOptions::harsh(), 150);
 }
 
 /// Power fails when the superblock of disk 0 is written and that of disk 1 is not. Disk 1 goes on alone; when disk 0
 /// returns, both have as many events, and it was disk 0 with its old data that was believed.
 #[test]
 fn a_member_one_event_ahead_does_not_outrank_one_that_went_on_without_it() {
-    let template = Rig::create(shape(2, SimDiskOptions::default(), true), 1);
+    let template = Rig::create(shape(Layout::near(2), 2, SimDiskOptions::default(), true), 1);
     let mut ties = 0;
     for (cut, seed) in (10..40).flat_map(|cut| (0..10).map(move |seed| (cut, seed))) {
         let rig = template.fork(seed);
@@ -233,13 +265,13 @@ fn a_member_one_event_ahead_does_not_outrank_one_that_went_on_without_it() {
 /// so the failed one stays out; then the one that knew is lost, and the failed one was taken in again.
 #[test]
 fn a_failure_that_one_superblock_knows_is_told_to_all_before_a_read() {
-    let template = Rig::create(shape(4, SimDiskOptions::default(), true), 1);
+    let template = Rig::create(shape(Layout::near(2), 4, SimDiskOptions::default(), true), 1);
     run(&template, 372, None);
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let template = Rig::create(shape(4, SimDiskOptions::harsh(), false), 1);
+    let template = Rig::create(shape(Layout::near(2), 4, SimDiskOptions::harsh(), false), 1);
     let trace = |seed| {
         let mut rig = template.fork(seed);
         let mut rng = rig.sim.fork_rng();
@@ -255,7 +287,7 @@ fn the_same_seed_is_the_same_run() {
 
 #[test]
 fn a_healthy_array_stays_healthy() {
-    let rig = Rig::create(shape(4, SimDiskOptions::default(), false), 1);
+    let rig = Rig::create(shape(Layout::near(2), 4, SimDiskOptions::default(), false), 1);
     let status = rig.sim.block_on(async {
         let volume = rig.assemble(rig.plug(&[3, 1, 0, 2])).await.unwrap();
         let device: Arc<dyn Device> = Arc::<Volume>::clone(&volume);
@@ -298,7 +330,8 @@ fn every_planted_bug_is_caught() {
         on_one(Bug::DropZeroes),
         on_all(Bug::FailReads(DATA..DATA + 4096)),
     ];
-    let templates = [2, 3, 4].map(|members| Rig::create(shape(members, SimDiskOptions::default(), true), 1));
+    let templates = [2, 3, 4]
+        .map(|members| Rig::create(shape(Layout::near(2), members, SimDiskOptions::default(), true), 1));
     for plant in plants {
         let caught = (0..600).find(|seed| {
             let template = &templates[*seed as usize % 3];

@@ -3,16 +3,17 @@
 use super::clients::Witness;
 use super::disk::{SimDisk, SimDiskOptions};
 use super::executor::{PowerCut, Sim};
-use super::rng::Rng;
+use super::rng::{Rng, scramble};
 use super::surface::SECTOR;
+use parking_lot::Mutex;
 use raid::create::{CreateOptions, create};
 use raid::device::Device;
-use raid::geometry::Layout;
-use raid::status::MemberState;
+use raid::geometry::{Geometry, Layout};
+use raid::status::{MemberState, Status};
 use raid::superblock::Superblock;
 use raid::volume::{AssembleOptions, Volume};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Where the superblock is.
 pub const SUPERBLOCK: Range<u64> = 4096..8192;
@@ -28,8 +29,12 @@ const BITS_AT: u64 = BITMAP.start + 256;
 /// What an array looks like.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// Members, near-2.
+    /// How copies are laid out.
+    pub layout: Layout,
+    /// Members.
     pub members: usize,
+    /// Blank disks besides, as large as a member.
+    pub blanks: usize,
     /// Bytes a chunk.
     pub chunk: u64,
     /// Chunks a member holds.
@@ -43,10 +48,24 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A clean array of small chunks, its disks as they promise to be.
+    #[must_use]
+    pub fn small(layout: Layout, members: usize) -> Self {
+        let disks = SimDiskOptions::default();
+        Self { layout, members, blanks: 0, chunk: 4096, chunks: 2, region: 4096, disks, clean: true }
+    }
+
+    /// Where its chunks lie.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        let usable = self.chunks * self.chunk;
+        Geometry::new(self.layout, self.members, self.chunk, usable).expect("shapes are sound")
+    }
+
     /// Bytes the array holds.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.chunks * self.members as u64 / 2 * self.chunk
+        self.geometry().size()
     }
 }
 
@@ -56,10 +75,14 @@ pub struct Rig {
     pub shape: Shape,
     /// The machine.
     pub sim: Sim,
-    /// The members, by slot.
+    /// The members as they were made, by slot, and then the blank disks.
     pub disks: Vec<Arc<SimDisk>>,
     /// The judge.
     pub witness: Arc<Witness>,
+    /// Sets of slots that hold copies together.
+    pub sets: Vec<Vec<usize>>,
+    /// The array as it was assembled last, as long as it is there.
+    pub serving: Arc<Mutex<Weak<Volume>>>,
     /// Slots whose members the test treats badly: the others must do without them.
     pub victims: Vec<usize>,
 }
@@ -71,13 +94,16 @@ impl Rig {
         let sim = Sim::new(seed);
         let size = DATA + shape.chunks * shape.chunk;
         let name = |slot: usize| format!("disk{slot}");
-        let disks: Vec<_> =
-            (0..shape.members).map(|slot| sim.disk(&name(slot), size, shape.disks.clone())).collect();
+        let disks: Vec<_> = (0..shape.members + shape.blanks)
+            .map(|slot| sim.disk(&name(slot), size, shape.disks.clone()))
+            .collect();
         let witness = Witness::new(shape.size() / SECTOR, shape.disks.torn > 0);
-        let rig = Self { shape, sim, disks, witness, victims: Vec::new() };
+        let sets = shape.geometry().mirror_sets();
+        let sets = sets.into_iter().map(|set| set.into_iter().map(|slot| slot.0).collect()).collect();
+        let rig = Self { shape, sim, disks, witness, sets, serving: Arc::default(), victims: Vec::new() };
         let options = CreateOptions {
             name: "sim".to_owned(),
-            layout: Layout::near(2),
+            layout: rig.shape.layout,
             chunk: rig.shape.chunk,
             assume_clean: rig.shape.clean,
             force: false,
@@ -91,7 +117,7 @@ impl Rig {
     /// Gives the bitmap smaller regions, as `mdadm --bitmap-chunk` would have.
     fn shrink_regions(&self) {
         let regions = self.shape.size().div_ceil(self.shape.region);
-        for disk in &self.disks {
+        for disk in &self.disks[..self.shape.members] {
             disk.poke(REGION_AT, &(self.shape.region as u32).to_le_bytes());
             if !self.shape.clean {
                 for bit in 0..regions {
@@ -106,10 +132,21 @@ impl Rig {
     /// The same disks, content and cache, in a machine of its own with another seed, and a witness of its own.
     #[must_use]
     pub fn fork(&self, seed: u64) -> Self {
+        self.with_disks(seed, self.disks.iter().map(|disk| disk.copy()), self.witness.fork())
+    }
+
+    /// These disks in place of its own, in a machine of their own.
+    #[must_use]
+    pub fn with_disks(
+        &self,
+        seed: u64,
+        disks: impl IntoIterator<Item = SimDisk>,
+        witness: Arc<Witness>,
+    ) -> Self {
         let sim = Sim::new(seed);
-        let disks = self.disks.iter().map(|disk| sim.install(disk.copy())).collect();
-        let (shape, victims) = (self.shape.clone(), self.victims.clone());
-        Self { shape, sim, disks, witness: self.witness.fork(), victims }
+        let disks = disks.into_iter().map(|disk| sim.install(disk)).collect();
+        let (shape, sets, victims) = (self.shape.clone(), self.sets.clone(), self.victims.clone());
+        Self { shape, sim, disks, witness, sets, serving: Arc::default(), victims }
     }
 
     /// Devices of the present boot for some slots, in the order given.
@@ -126,7 +163,10 @@ impl Rig {
 
     /// Assembles the array from `members`.
     pub async fn assemble(&self, members: Vec<Arc<dyn Device>>) -> raid::Result<Arc<Volume>> {
-        Volume::assemble(members, AssembleOptions { read_only: false }, self.sim.runtime()).await
+        let options = AssembleOptions { read_only: false };
+        let volume = Volume::assemble(members, options, self.sim.runtime()).await?;
+        *self.serving.lock() = Arc::downgrade(&volume);
+        Ok(volume)
     }
 
     /// Assembles the array as it must be possible; panics if it is refused. `None`: the refusal is excused, because
@@ -149,22 +189,34 @@ impl Rig {
         !self.victims.is_empty() && self.without(&self.victims).iter().any(|slot| lost(&self.disks[*slot]))
     }
 
-    /// Boots, assembles from these slots and reads everything; panics if the array does not start or the model
-    /// objects. Returns which slots the array then calls in sync (none, when its refusal to start is excused). The
-    /// volume is dropped without a stop.
+    /// Boots, assembles from these disks and reads everything; panics if the array does not start or the model
+    /// objects. Returns which disks the array then calls in sync, each with its slot (none, when its refusal to start
+    /// is excused). The volume is dropped without a stop.
     #[allow(clippy::must_use_candidate, reason = "the check is what it is called for")]
-    pub fn check_with(&self, slots: &[usize]) -> Vec<usize> {
+    pub fn check_with(&self, disks: &[usize]) -> Vec<(usize, usize)> {
         let outcome = self.sim.block_on(async {
-            let volume = self.start(self.plug(slots)).await?;
+            let volume = self.start(self.plug(disks)).await?;
             self.witness.read_all(&*volume).await;
             Some(volume.status())
         });
         if let Some(violation) = self.witness.violation() {
-            panic!("with slots {slots:?}: {violation}");
+            panic!("with disks {disks:?}: {violation}");
         }
-        let Some(status) = outcome.expect("no cut is set") else { return Vec::new() };
-        let in_sync = status.members.iter().filter(|member| member.state == MemberState::InSync);
-        in_sync.filter_map(|member| member.slot).collect()
+        outcome.expect("no cut is set").map_or_else(Vec::new, |status| in_sync(&self.disks, &status))
+    }
+
+    /// Equal digests mean that starts from these disks, in this order, are judged alike.
+    #[must_use]
+    pub fn digest(&self, disks: &[usize]) -> u64 {
+        let disk =
+            |sum: u64, disk: &usize| scramble(scramble(sum ^ self.disks[*disk].digest()) ^ *disk as u64);
+        disks.iter().fold(self.witness.digest_after_cut(), disk)
+    }
+
+    /// Whether members in these slots hold a copy of everything together.
+    #[must_use]
+    pub fn covers(&self, slots: &[usize]) -> bool {
+        self.sets.iter().all(|set| set.iter().any(|slot| slots.contains(slot)))
     }
 
     /// The power goes, wherever it is.
@@ -173,34 +225,20 @@ impl Rig {
         self.witness.power_cut();
     }
 
-    /// Sets of members that may fail together: of each set of mirrors one member stays. (Slots next to each other
-    /// are mirrors, in pairs if the members are even, else around a ring.)
+    /// Members that may fail together: of each set of mirrors one stays.
     #[must_use]
     pub fn choose_victims(&self, rng: &mut Rng) -> Vec<usize> {
-        let members = self.shape.members;
-        if members.is_multiple_of(2) {
-            let pairs = (0..members / 2).filter(|pair| members == 2 || *pair == 0 || rng.one_in(1, 2));
-            pairs.collect::<Vec<_>>().into_iter().map(|pair| pair * 2 + rng.below(2) as usize).collect()
-        } else {
-            vec![rng.below(members as u64) as usize]
-        }
+        let sets: Vec<_> = self.dispensable().into_iter().filter(|set| !set.is_empty()).collect();
+        rng.pick(&sets).clone()
     }
 
     /// All sets of members that the array can do without, from nobody to the largest.
     #[must_use]
     pub fn dispensable(&self) -> Vec<Vec<usize>> {
         let members = self.shape.members;
-        let mirrors = |a: usize, b: usize| {
-            if members.is_multiple_of(2) {
-                a / 2 == b / 2
-            } else {
-                (a + 1) % members == b || (b + 1) % members == a
-            }
-        };
-        let fits = |set: &Vec<usize>| !set.iter().any(|a| set.iter().any(|b| a != b && mirrors(*a, *b)));
         let sets = (0..1u32 << members)
             .map(|bits| (0..members).filter(|slot| bits >> slot & 1 == 1).collect::<Vec<_>>());
-        sets.filter(fits).collect()
+        sets.filter(|set| self.covers(&self.without(set))).collect()
     }
 
     /// All slots but these.
@@ -208,6 +246,14 @@ impl Rig {
     pub fn without(&self, gone: &[usize]) -> Vec<usize> {
         self.slots().into_iter().filter(|slot| !gone.contains(slot)).collect()
     }
+}
+
+/// The disks that an array calls in sync, each with its slot.
+#[must_use]
+pub fn in_sync(disks: &[Arc<SimDisk>], status: &Status) -> Vec<(usize, usize)> {
+    let in_sync = status.members.iter().filter(|member| member.state == MemberState::InSync);
+    let disk = |path: &str| disks.iter().position(|disk| disk.name() == path);
+    in_sync.filter_map(|member| Some((disk(&member.path)?, member.slot?))).collect()
 }
 
 async fn create_on(rig: &Rig, options: &CreateOptions) -> raid::Result<()> {

@@ -108,6 +108,12 @@ impl Witness {
         self.state.lock().registers.process_killed();
     }
 
+    /// What a power cut now would permit of later reads; see [`Registers::digest_after_cut`].
+    #[must_use]
+    pub fn digest_after_cut(&self) -> u64 {
+        self.state.lock().registers.digest_after_cut()
+    }
+
     /// The first thing the device did wrong.
     #[must_use]
     pub fn violation(&self) -> Option<Violation> {

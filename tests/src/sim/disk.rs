@@ -17,8 +17,8 @@
 //! is visible, as a page cache does.
 
 use super::executor::CutStyle;
-use super::rng::{Rng, scramble};
-use super::surface::{SECTOR, Sector, Surface};
+use super::rng::Rng;
+use super::surface::{Remains, SECTOR, Surface, digest};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Durability, check_range};
@@ -118,6 +118,36 @@ struct State {
     gone: bool,
     rng: Rng,
     counts: Counts,
+}
+
+/// What a power cut at some moment may leave of a disk.
+#[derive(Clone)]
+pub struct Wreckage {
+    name: String,
+    size: u64,
+    options: SimDiskOptions,
+    remains: Remains,
+}
+
+impl Wreckage {
+    /// How many contents each sector may have that has more than one.
+    pub fn open(&self) -> impl Iterator<Item = u64> {
+        self.remains.open()
+    }
+
+    /// Equal digests mean equal choices.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.remains.digest()
+    }
+
+    /// The disk with one of its contents for each open sector: `choose(n)` picks one of n, 0 being the durable one.
+    #[must_use]
+    pub fn settle(&self, choose: impl FnMut(u64) -> u64) -> SimDisk {
+        let disk = SimDisk::blank(&self.name, self.size, self.options.clone());
+        disk.state.lock().surface = self.remains.settle(choose);
+        disk
+    }
 }
 
 /// What a disk was asked to do so far.
@@ -327,6 +357,28 @@ impl SimDisk {
         self.state.lock().surface.peek_durable(at, len)
     }
 
+    /// What a power cut at this moment may leave.
+    #[must_use]
+    pub fn wreckage(&self) -> Wreckage {
+        let state = self.state.lock();
+        let mut surface = state.surface.clone();
+        for (number, operation) in &state.in_flight {
+            let Work::Change { left, .. } = &operation.work else { continue };
+            for (sector, change) in left {
+                // An unreadable sector can't take a part of itself: it stays as it is.
+                apply(&mut surface, *number, *sector, change).unwrap_or_default();
+            }
+        }
+        let (name, options) = (self.name.clone(), self.options.clone());
+        Wreckage { name, size: self.size, options, remains: surface.remains() }
+    }
+
+    /// Equal digests mean disks of equal content, now and after a cut that loses all that is unflushed.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.state.lock().surface.digest()
+    }
+
     /// Overwrites bytes, durably, past all faults.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
         assert!(at + bytes.len() as u64 <= self.size(), "past the end of {}", self.name);
@@ -366,7 +418,7 @@ impl SimDisk {
         let number = state.next_operation;
         state.next_operation += 1;
         let mut verdict = if state.gone { Some(Errno::NODEV) } else { state.strike(operation, at, len) };
-        let mut digest = 0;
+        let mut hash = 0;
         let work = match request {
             Request::Read { mut buf, .. } => {
                 let taken = state.rng.one_in(1, 2);
@@ -376,7 +428,7 @@ impl SimDisk {
                 Work::Read { buf, taken }
             }
             Request::Write { at, data, durability } => {
-                digest = hash(&data);
+                hash = digest(&data);
                 state.begin_change(number, at, slice(at, &data), durability, &mut verdict)
             }
             Request::Zero { at, len, durability } => {
@@ -401,7 +453,7 @@ impl SimDisk {
         }
         let latency =
             (!state.hangs).then_some(Duration::from_micros(micros).saturating_add(state.extra_latency));
-        (number, latency, [operation as u64, number, at, len, digest])
+        (number, latency, [operation as u64, number, at, len, hash])
     }
 
     /// Ends an operation; answers a digest of the outcome, or nothing when there is no such operation any more.
@@ -440,14 +492,14 @@ impl SimDisk {
             None => Ok(answer),
             Some(errno) => Err(Error::Io { device: self.name.clone(), operation, at, len, errno }),
         };
-        let digest = match &outcome {
-            Ok(bytes) => hash(bytes),
+        let hash = match &outcome {
+            Ok(bytes) => digest(bytes),
             Err(_) => u64::MAX,
         };
         drop(guard);
         // The asker may have lost interest: a dropped operation still happens.
         drop(reply.send(outcome));
-        Some(digest)
+        Some(hash)
     }
 
     /// Ends everything in flight without an answer and settles what survives.
@@ -556,17 +608,21 @@ impl State {
     }
 
     fn change(&mut self, number: u64, sector: u64, change: &Change) -> std::result::Result<(), Errno> {
-        let data = if change.bytes.len() as u64 == SECTOR {
-            change.bytes.clone()
-        } else {
-            let mut merged = vec![0; SECTOR as usize];
-            self.surface.read(sector * SECTOR, &mut merged)?;
-            merged[change.from..change.from + change.bytes.len()].copy_from_slice(&change.bytes);
-            Sector::from(merged)
-        };
-        self.surface.add(sector, number, data);
-        Ok(())
+        apply(&mut self.surface, number, sector, change)
     }
+}
+
+fn apply(surface: &mut Surface, number: u64, sector: u64, change: &Change) -> std::result::Result<(), Errno> {
+    let data = if change.bytes.len() as u64 == SECTOR {
+        change.bytes.clone()
+    } else {
+        let mut merged = vec![0; SECTOR as usize];
+        surface.read(sector * SECTOR, &mut merged)?;
+        merged[change.from..change.from + change.bytes.len()].copy_from_slice(&change.bytes);
+        Bytes::from(merged)
+    };
+    surface.add(sector, number, data);
+    Ok(())
 }
 
 fn sectors(at: u64, len: u64) -> Range<u64> {
@@ -595,17 +651,4 @@ fn fill(at: u64, len: u64, byte: u8) -> Vec<(u64, Change)> {
         (sector, Change { from: (from % SECTOR) as usize, bytes })
     };
     sectors(at, len).map(one).collect()
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(8);
-    let mut hash = bytes.len() as u64;
-    for word in &mut words {
-        let word: [u8; 8] = word.try_into().unwrap_or_default();
-        hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
-    }
-    for byte in words.remainder() {
-        hash = scramble(hash ^ u64::from(*byte));
-    }
-    scramble(hash)
 }

@@ -48,6 +48,17 @@ pub enum CutStyle {
     Subset(u64),
 }
 
+/// When a watcher of a machine is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Between two polls: no code of the machine is under way, none of its locks is held.
+    Between,
+    /// An operation was submitted or has completed, and nobody was told yet.
+    Boundary,
+}
+
+type Watcher = Box<dyn FnMut(Moment) + Send>;
+
 /// A seeded machine with its disks. Disks and clock outlive power cuts; tasks do not.
 pub struct Sim {
     shared: Arc<Shared>,
@@ -58,6 +69,15 @@ pub(super) struct Shared {
     core: Mutex<Core>,
     /// Apart from `core`, so that a waker may run while `core` is locked.
     ready: Mutex<Vec<u64>>,
+    watcher: Mutex<Option<Watcher>>,
+}
+
+impl Shared {
+    fn tell(&self, moment: Moment) {
+        if let Some(watcher) = &mut *self.watcher.lock() {
+            watcher(moment);
+        }
+    }
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -66,6 +86,8 @@ struct Core {
     seed: u64,
     boot: u64,
     now: Duration,
+    /// Whether the wall clock stands still.
+    still: bool,
     /// Drives scheduling and disks.
     rng: Rng,
     /// Drives [`Runtime::fill_random`]: apart, so that an engine that draws one more UUID keeps its schedule.
@@ -119,6 +141,7 @@ impl Sim {
             seed,
             boot: 0,
             now: Duration::ZERO,
+            still: false,
             random: rng.fork(),
             rng,
             tasks: BTreeMap::new(),
@@ -135,7 +158,13 @@ impl Sim {
             disks: Vec::new(),
             patience: Duration::from_secs(3600),
         };
-        Self { shared: Arc::new(Shared { core: Mutex::new(core), ready: Mutex::new(Vec::new()) }) }
+        Self {
+            shared: Arc::new(Shared {
+                core: Mutex::new(core),
+                ready: Mutex::new(Vec::new()),
+                watcher: Mutex::new(None),
+            }),
+        }
     }
 
     /// The seed it was made with.
@@ -172,6 +201,19 @@ impl Sim {
     pub fn runtime(&self) -> Arc<dyn Runtime> {
         let boot = self.shared.core.lock().boot;
         Arc::new(SimRuntime(Link { shared: Arc::clone(&self.shared), boot }))
+    }
+
+    /// Lets the wall clock stand still, and takes random bytes from a stream of this number: then what different
+    /// seeds leave on disks differs only where it matters.
+    pub fn stand_still(&self, stream: u64) {
+        let mut core = self.shared.core.lock();
+        core.still = true;
+        core.random = Rng::new(scramble(!stream));
+    }
+
+    /// Tells `watcher` of every moment from now on, or nobody.
+    pub fn watch(&self, watcher: Option<Box<dyn FnMut(Moment) + Send>>) {
+        *self.shared.watcher.lock() = watcher;
     }
 
     /// How many operations were submitted or completed so far, on all disks together.
@@ -252,6 +294,7 @@ impl Sim {
                 polls = 0;
                 continue;
             };
+            self.shared.tell(Moment::Between);
             polls += 1;
             if polls > LIVELOCK {
                 self.give_up("livelock: tasks wake each other and no time passes");
@@ -341,6 +384,8 @@ impl Sim {
                     }
                     core.note(&[3, operation, result]);
                     core.boundary();
+                    drop(core);
+                    self.shared.tell(Moment::Boundary);
                 }
             }
         }
@@ -397,6 +442,7 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         // Tasks hold their bells, bells hold the machine: without this cut the circle would never be freed.
+        drop(self.shared.watcher.lock().take());
         let mut core = self.shared.core.lock();
         core.boot += 1;
         let held = (
@@ -459,6 +505,8 @@ impl Link {
             core.enter(at, Due::Complete { disk: Arc::clone(disk), operation });
         }
         core.boundary();
+        drop(core);
+        self.shared.tell(Moment::Boundary);
     }
 
     /// Whether the machine still runs the boot of this handle.
@@ -476,7 +524,8 @@ impl Runtime for SimRuntime {
     }
 
     fn wall_clock(&self) -> Duration {
-        WALL_CLOCK_START + self.now()
+        let core = self.0.shared.core.lock();
+        if core.still { WALL_CLOCK_START } else { WALL_CLOCK_START + core.now }
     }
 
     fn fill_random(&self, out: &mut [u8]) {

@@ -8,6 +8,7 @@
 //! - `executor`: tasks, clock, power.
 //! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
 //! - [`mod@array`]: an array of simulated disks and its judge.
+//! - [`exhaust`]: all boundaries of a run, all that a power cut may leave.
 //! - [`ledger`]: the model of a log store.
 //! - [`bugs`]: planted ones, which the model must catch.
 //! - `seeds`: running many, replaying one.
@@ -17,6 +18,7 @@ pub mod bugs;
 pub mod clients;
 mod disk;
 mod executor;
+pub mod exhaust;
 pub mod ledger;
 mod port;
 pub mod registers;
@@ -24,8 +26,8 @@ pub mod rng;
 mod seeds;
 mod surface;
 
-pub use disk::{Counts, Fault, SilentFault, SimDisk, SimDiskOptions};
-pub use executor::{CutStyle, PowerCut, Sim};
+pub use disk::{Counts, Fault, SilentFault, SimDisk, SimDiskOptions, Wreckage};
+pub use executor::{CutStyle, Moment, PowerCut, Sim};
 pub use rng::Rng;
 pub use seeds::{for_seeds, number};
 pub use surface::SECTOR;

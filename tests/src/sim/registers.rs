@@ -12,7 +12,8 @@
 //!   member may change it.
 //! - A failed write may have reached any of its sectors. A discarded sector may hold anything, but one thing.
 
-use super::surface::SECTOR;
+use super::rng::scramble;
+use super::surface::{SECTOR, digest};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -230,6 +231,25 @@ impl Registers {
         for register in &mut self.each {
             register.power_cut(now);
         }
+    }
+
+    /// What a power cut at this moment would permit: equal digests mean that reads after it are judged alike.
+    #[must_use]
+    pub fn digest_after_cut(&self) -> u64 {
+        self.each.iter().fold(0, |sum, register| {
+            let mut values: Vec<u64> = register
+                .entries
+                .iter()
+                .filter(|entry| register.survives(entry))
+                .map(|entry| match &entry.value {
+                    Value::Is(bytes) => digest(bytes),
+                    Value::Anything => 1,
+                })
+                .collect();
+            values.sort_unstable();
+            values.dedup();
+            values.iter().fold(scramble(sum ^ values.len() as u64), |sum, value| scramble(sum ^ value))
+        })
     }
 
     /// The process died, its machine did not: what was acknowledged stays, what was in flight may be there or not.
