@@ -370,7 +370,7 @@ impl SimDisk {
             }
         }
         let (name, options) = (self.name.clone(), self.options.clone());
-        Wreckage { name, size: self.size, options, remains: surface.remains() }
+        Wreckage { name, size: self.size(), options, remains: surface.remains() }
     }
 
     /// Equal digests mean disks of equal content, now and after a cut that loses all that is unflushed.
