@@ -3,7 +3,7 @@
 //! Rule: where any member of an array is there, nothing is made. A set that is there in part starts degraded if it
 //! safely can, and says what is missing; a start never puts a new image in the place of a lost one.
 
-use raid::create::{CreateOptions, create, make_image};
+use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, FileDevice, OpenMode};
 use raid::examine::examine;
 use raid::geometry::Layout;
@@ -75,6 +75,7 @@ pub async fn open(
                 name: "decalog".to_owned(),
                 layout: Layout::near(2),
                 chunk: CHUNK,
+                bitmap: Bitmap::STANDARD,
                 assume_clean: false,
                 force: false,
             };

@@ -30,8 +30,11 @@ pub const PAGE: usize = 4096;
 pub const DEFAULT_REGION: u64 = 64 << 20;
 /// Most regions a bitmap has: 128 KiB of bits.
 const MAX_REGIONS: u64 = 1 << 20;
-/// Most regions of a bitmap that md made, for the memory they take here (8 bytes each).
+/// Most regions of a bitmap that md made or that was asked for, for the memory they take here (8 bytes each).
 const MOST_REGIONS: u64 = 1 << 24;
+/// The smallest and largest regions that can be asked for, in bytes: md writes in blocks of 4 KiB, and keeps the size
+/// in 32 bits.
+const REGIONS: Range<u64> = 4096..1 << 32;
 /// Seconds between looks for bits to clear, as md's default.
 const DAEMON_SLEEP: u32 = 5;
 
@@ -78,6 +81,21 @@ pub enum BitmapError {
     /// A region size that is no power of two from 512 bytes.
     #[error("bitmap regions of {0} bytes are impossible")]
     Region(u32),
+    /// A region size that cannot be given to a new bitmap.
+    #[error("bitmap regions of {0} bytes are not possible: a power of two from 4K to 2G is")]
+    RegionAsked(u64),
+    /// So many regions that their bits would take too much memory.
+    #[error(
+        "bitmap regions of {region} bytes are too small for an array of up to {size} bytes: use at least {least}"
+    )]
+    RegionTooSmall {
+        /// Bytes of a region.
+        region: u64,
+        /// Bytes of the array, at most.
+        size: u64,
+        /// Bytes of the smallest region possible.
+        least: u64,
+    },
     /// It describes an array of another size. Sectors.
     #[error("the bitmap describes {found} sectors, the array has {expected}")]
     Size {
@@ -114,6 +132,18 @@ impl BitmapHeader {
             header = Self::with_region(array, size, events, region);
         }
         Some(header)
+    }
+
+    /// The same with regions of the size asked for.
+    pub fn asked(array: Uuid, size: u64, events: u64, region: u64) -> Result<Self, BitmapError> {
+        if !region.is_power_of_two() || !REGIONS.contains(&region) {
+            return Err(BitmapError::RegionAsked(region));
+        }
+        if size.div_ceil(region) > MOST_REGIONS {
+            let least = size.div_ceil(MOST_REGIONS).next_power_of_two();
+            return Err(BitmapError::RegionTooSmall { region, size, least });
+        }
+        Ok(Self::with_region(array, size, events, region))
     }
 
     fn with_region(array: Uuid, size: u64, events: u64, region: u64) -> Self {
@@ -555,6 +585,21 @@ mod tests {
         let header = BitmapHeader::new(Uuid::nil(), 1 << 50, 1);
         assert!(header.regions() <= MAX_REGIONS);
         assert!(header.bytes() <= 128 * 1024 + PAGE);
+    }
+
+    #[test]
+    fn regions_are_as_asked_or_refused() {
+        let asked = |size, region| BitmapHeader::asked(Uuid::nil(), size, 1, region);
+        let header = asked((1 << 30) + 512, 4096).unwrap();
+        assert_eq!((header.region, header.regions(), header.bytes()), (4096, (1 << 18) + 1, 9 * PAGE));
+        assert_eq!(asked(1 << 40, 1 << 31).unwrap().regions(), 512);
+        for region in [0, 512, 2048, 4097, 3 << 20, 1 << 32] {
+            assert_eq!(asked(1 << 30, region), Err(BitmapError::RegionAsked(region)));
+        }
+        let (size, region) = ((1 << 40) + 1, 1 << 16);
+        let least = 1 << 17;
+        assert_eq!(asked(size, region), Err(BitmapError::RegionTooSmall { region, size, least }));
+        assert!(asked(size, least).is_ok() && asked(size - 1, region).is_ok());
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //!   data_offset, a multiple of 1 MiB
 //! ```
 //!
+//! An array without a bitmap leaves the bitmap's place empty: `mdadm --grow --bitmap=internal` can put one there later.
+//!
 //! The superblock is written last: a power cut before leaves no array, not half of one. On members that are all one
 //! hole, or with `assume_clean`, the copies are equal from the start; otherwise all regions start dirty and the first
 //! one to serve the array makes them equal, as md does.
@@ -53,10 +55,40 @@ pub struct CreateOptions {
     pub layout: Layout,
     /// Bytes a chunk.
     pub chunk: u64,
+    /// Whether and how what is being written is noted.
+    pub bitmap: Bitmap,
     /// Whether the members' data areas are known to be equal already.
     pub assume_clean: bool,
     /// Whether data and superblocks on the members may be destroyed.
     pub force: bool,
+}
+
+/// The write-intent bitmap of a new array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bitmap {
+    /// On the members: after an unclean stop only what was being written is made equal.
+    Internal {
+        /// Bytes of the array that one bit stands for, a power of two from 4 KiB to 2 GiB; chosen by the array's size
+        /// if not given.
+        region: Option<u64>,
+    },
+    /// None: no writes for it, and after an unclean stop the whole array is made equal.
+    None,
+}
+
+impl Bitmap {
+    /// What everybody uses who has no reason not to.
+    pub const STANDARD: Self = Self::Internal { region: None };
+
+    /// The header for an array of `size` bytes. Without a bitmap: the one that its place is kept for.
+    fn header(self, array: Uuid, size: u64, events: u64) -> Result<BitmapHeader> {
+        match self {
+            Self::Internal { region: Some(region) } => {
+                BitmapHeader::asked(array, size, events, region).map_err(Error::BitmapAsked)
+            }
+            Self::Internal { region: None } | Self::None => Ok(BitmapHeader::new(array, size, events)),
+        }
+    }
 }
 
 /// Makes an array of `members`, in slot order, and returns its identity. All is durable when this returns.
@@ -82,7 +114,7 @@ pub async fn create(
     if !equal {
         intent.set_all();
     }
-    let bitmap = Bytes::from(intent.encode());
+    let bitmap = plan.has_bitmap.then(|| Bytes::from(intent.encode()));
     let write = |slot: usize, member: Arc<dyn Device>| {
         let (superblock, bitmap) =
             (plan.superblock(slot, member.size(), random_uuid(runtime), equal), bitmap.clone());
@@ -118,7 +150,9 @@ struct Plan {
     name: String,
     created: u64,
     geometry: Geometry,
+    /// Its place is kept on members in any case.
     bitmap: BitmapHeader,
+    has_bitmap: bool,
     data_offset: u64,
 }
 
@@ -130,8 +164,8 @@ impl Plan {
         let some_rows = options.chunk.saturating_mul(options.layout.copies() as u64);
         Geometry::new(options.layout, members.len(), options.chunk, some_rows)?;
         // An upper bound of the array's size gives an upper bound of the bitmap's.
-        let bitmap_room =
-            BitmapHeader::new(array, size.saturating_mul(members.len() as u64), 0).bytes() as u64;
+        let most = size.saturating_mul(members.len() as u64);
+        let bitmap_room = options.bitmap.header(array, most, 0)?.bytes() as u64;
         let before_checksums = SUPER_OFFSET + SUPER_BYTES as u64 + bitmap_room + BAD_BLOCK_LOG + RECORDS;
         let data_offset = (before_checksums + size / DATA_PER_CHECKSUM_BYTE).next_multiple_of(ALIGN);
         let needed = data_offset + options.chunk * options.layout.copies() as u64;
@@ -142,8 +176,9 @@ impl Plan {
             needed,
         })?;
         let geometry = Geometry::new(options.layout, members.len(), options.chunk, usable)?;
-        let bitmap = BitmapHeader::new(array, geometry.size(), 1);
-        Ok(Self { array, name: options.name.clone(), created, geometry, bitmap, data_offset })
+        let bitmap = options.bitmap.header(array, geometry.size(), 1)?;
+        let (name, has_bitmap) = (options.name.clone(), options.bitmap != Bitmap::None);
+        Ok(Self { array, name, created, geometry, bitmap, has_bitmap, data_offset })
     }
 
     fn superblock(&self, slot: usize, device_bytes: u64, device: Uuid, equal: bool) -> Superblock {
@@ -156,7 +191,7 @@ impl Plan {
             size: self.geometry.used() / SECTOR,
             chunk: (self.geometry.chunk() / SECTOR) as u32,
             raid_disks: self.geometry.members() as u32,
-            bitmap_offset: Some(SUPER_SECTORS),
+            bitmap_offset: self.has_bitmap.then_some(SUPER_SECTORS),
             data_offset: self.data_offset / SECTOR,
             data_size: (device_bytes - self.data_offset) / SECTOR,
             dev_number: slot as u32,
@@ -182,7 +217,7 @@ const SUPER_SECTORS: i32 = (SUPER_BYTES as u64 / SECTOR) as i32;
 async fn write_member(
     member: &dyn Device,
     superblock: &Superblock,
-    bitmap: Bytes,
+    bitmap: Option<Bytes>,
     is_hole: bool,
 ) -> Result<()> {
     if !is_hole {
@@ -194,10 +229,14 @@ async fn write_member(
         member.write_zeroes(tail, end - tail, ZeroMode::MayPunch, Durability::Cached).await?;
         member.flush().await?;
     }
-    let log_at = SUPER_OFFSET + SUPER_BYTES as u64 + bitmap.len() as u64;
-    let empty_log = Bytes::from(vec![0xff; BAD_BLOCK_LOG as usize]);
-    member.write(SUPER_OFFSET + SUPER_BYTES as u64, bitmap, Durability::Cached).await?;
-    member.write(log_at, empty_log, Durability::Cached).await?;
+    if let (Some(at), Some(bitmap)) = (superblock.bitmap_start(), bitmap) {
+        member.write(at, bitmap, Durability::Cached).await?;
+    }
+    if let Some(log) = superblock.bad_block_log {
+        let at = SUPER_OFFSET.saturating_add_signed(i64::from(log.offset) * SECTOR as i64);
+        let empty = Bytes::from(vec![0xff; BAD_BLOCK_LOG as usize]);
+        member.write(at, empty, Durability::Cached).await?;
+    }
     let bytes = superblock.encode();
     if let (Some(at), Some(copy)) = (superblock.backup_start(), backup::encode(&bytes)) {
         member.write(at, Bytes::copy_from_slice(&copy), Durability::Cached).await?;

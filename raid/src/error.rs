@@ -134,6 +134,9 @@ pub enum Error {
         /// What is wrong with it.
         cause: BitmapError,
     },
+    /// A new array cannot have the bitmap that was asked for.
+    #[error(transparent)]
+    BitmapAsked(BitmapError),
     /// An array was to be started or made from nothing.
     #[error("no members were named; name the files or block devices of one array")]
     NoMembers,
@@ -374,6 +377,7 @@ impl Error {
             | Self::Name(_)
             | Self::Ambiguous { .. }
             | Self::TooSmall { .. }
+            | Self::BitmapAsked(_)
             | Self::HoldsData { .. } => Errno::INVAL,
             Self::Superblock { .. }
             | Self::Bitmap { .. }

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::{Bytes, BytesMut};
-use raid::create::{CreateOptions, create, make_image};
+use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
 use raid::geometry::{Chunk, Geometry, Layout, Slot};
 use raid::runtime::{Runtime, TokioRuntime};
@@ -60,6 +60,7 @@ impl Array {
             name: "test".to_owned(),
             layout,
             chunk: CHUNK,
+            bitmap: Bitmap::STANDARD,
             assume_clean: false,
             force: false,
         };
@@ -171,6 +172,7 @@ async fn more_copies_than_members_and_members_without_room_are_refused() {
             name: "test".to_owned(),
             layout: layout.parse().unwrap(),
             chunk,
+            bitmap: Bitmap::STANDARD,
             assume_clean: false,
             force: false,
         };

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::{Bytes, BytesMut};
-use raid::create::{CreateOptions, create, make_image};
+use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
 use raid::geometry::Layout;
 use raid::runtime::{Runtime, TokioRuntime};
@@ -30,6 +30,7 @@ fn options(name: &str) -> CreateOptions {
         name: name.to_owned(),
         layout: Layout::near(2),
         chunk: CHUNK,
+        bitmap: Bitmap::STANDARD,
         assume_clean: false,
         force: false,
     }

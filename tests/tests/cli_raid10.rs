@@ -304,6 +304,9 @@ fn creation_refuses_what_would_destroy_or_cannot_be() {
     refused(&["a", "b", "--size", "16M", "--chunk", "5K"], "chunk");
     refused(&["a", "b", "--size", "16M", "--chunk", "128M"], "chunk");
     refused(&["a", "b", "--size", "16M", "--layout", "n3"], "cop");
+    refused(&["a", "b", "--size", "16M", "--bitmap-chunk", "3M"], "a power of two from 4K to 2G");
+    refused(&["a", "b", "--size", "16M", "--bitmap-chunk", "2K"], "a power of two from 4K to 2G");
+    refused(&["a", "b", "--size", "2T", "--bitmap-chunk", "64K"], "use at least 262144");
     refused(&["a", "b", "--size", "16M", "--name", &"x".repeat(33)], "1 to 32 bytes");
     refused(&["a", "b", "--size", "16M", "--name", "a\nb"], "1 to 32 bytes");
     refused(&["a", "none/b", "--size", "16M"], "No such file");
@@ -315,6 +318,8 @@ fn creation_refuses_what_would_destroy_or_cannot_be() {
         &["create", "a", "--size", "1.5G"],
         &["create", "a", "--size", "0"],
         &["create", "a", "--layout", "5"],
+        &["create", "a", "--bitmap", "external"],
+        &["create", "a", "--bitmap", "none", "--bitmap-chunk", "1M"],
         &["create", "a", "--no-such-flag"],
         &["no-such-command"],
         &[],

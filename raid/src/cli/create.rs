@@ -1,7 +1,7 @@
 //! `raid10 create`: a new array, on devices that exist or image files made for it.
 
 use super::say;
-use crate::create::{CreateOptions, create, make_image};
+use crate::create::{Bitmap, CreateOptions, create, make_image};
 use crate::device::{Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
 use crate::geometry::Layout;
@@ -30,6 +30,13 @@ pub(super) struct Create {
     /// The array's name, 1 to 32 bytes; made up if not given.
     #[arg(long)]
     name: Option<String>,
+    /// Note on the members what is being written, so that only that is made equal after a crash: internal or none.
+    #[arg(long, value_enum, default_value_t = Kind::Internal)]
+    bitmap: Kind,
+    /// Bytes that one bit of the bitmap stands for: a power of two from 4K to 2G. Smaller ones cost more writes, and
+    /// leave less to do after a crash. [default: 64M, or more where the bitmap would take over 128K]
+    #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
+    bitmap_chunk: Option<u64>,
     /// Promise that the copies are equal already: no first resync.
     #[arg(long)]
     assume_clean: bool,
@@ -38,8 +45,25 @@ pub(super) struct Create {
     force: bool,
 }
 
+/// Whether a new array has a write-intent bitmap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Internal,
+    None,
+}
+
 impl Create {
+    /// The bitmap that is wanted. Ends the process where the flags contradict each other.
+    fn bitmap(&self) -> Bitmap {
+        match (self.bitmap, self.bitmap_chunk) {
+            (Kind::Internal, region) => Bitmap::Internal { region },
+            (Kind::None, None) => Bitmap::None,
+            (Kind::None, Some(_)) => super::wrong_usage("--bitmap-chunk needs --bitmap internal"),
+        }
+    }
+
     pub(super) async fn run(self) -> Result<()> {
+        let bitmap = self.bitmap();
         let mut made = MadeFiles(Vec::new());
         let mut members: Vec<Arc<dyn Device>> = Vec::with_capacity(self.members.len());
         for path in &self.members {
@@ -59,6 +83,7 @@ impl Create {
             name,
             layout: self.layout,
             chunk: self.chunk,
+            bitmap,
             assume_clean: self.assume_clean,
             force: self.force,
         };

@@ -59,6 +59,12 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Ends the process as clap does where flags do not go together in a way that it cannot express.
+fn wrong_usage(what: &str) -> ! {
+    use clap::CommandFactory;
+    Cli::command().error(clap::error::ErrorKind::ArgumentConflict, what).exit()
+}
+
 /// Logs at the level of `RUST_LOG`, else `info`. Called once.
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;

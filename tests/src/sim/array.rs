@@ -6,7 +6,7 @@ use super::executor::{PowerCut, Sim};
 use super::rng::{Rng, scramble};
 use super::surface::SECTOR;
 use parking_lot::Mutex;
-use raid::create::{CreateOptions, create};
+use raid::create::{Bitmap, CreateOptions, create};
 use raid::device::Device;
 use raid::geometry::{Geometry, Layout};
 use raid::status::{MemberState, Status};
@@ -105,6 +105,7 @@ impl Rig {
             name: "sim".to_owned(),
             layout: rig.shape.layout,
             chunk: rig.shape.chunk,
+            bitmap: Bitmap::STANDARD,
             assume_clean: rig.shape.clean,
             force: false,
         };
