@@ -83,6 +83,14 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// A file cannot be read and written past the page cache.
+    #[error(
+        "{device} cannot be opened for direct I/O (its file system has none, or in blocks over 4096 bytes); leave --direct out"
+    )]
+    NoDirect {
+        /// Path of the device.
+        device: String,
+    },
     /// Somebody else listens there.
     #[error("cannot listen on {address}: it is in use; stop who holds it or choose another address")]
     AddressInUse {
@@ -369,6 +377,7 @@ impl Error {
             Self::InUse { .. } => Errno::BUSY,
             Self::Stopped { .. } => Errno::SHUTDOWN,
             Self::OutOfBounds { .. }
+            | Self::NoDirect { .. }
             | Self::NoMembers
             | Self::MixedArrays { .. }
             | Self::MemberTwice { .. }

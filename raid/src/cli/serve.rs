@@ -5,7 +5,7 @@
 
 use super::{log_to_stderr, runtime, say};
 use crate::control::{self, ControlServer, StopHandle, make_runtime_dir, runtime_dir};
-use crate::device::{Device, FileDevice, OpenMode};
+use crate::device::{Caching, Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
 use crate::nbd::{Address, Export, Exports, Limits, Listeners, Server};
 use crate::runtime::TokioRuntime;
@@ -36,6 +36,10 @@ pub(super) struct Serve {
     /// Refuse every change; write nothing to the members.
     #[arg(long)]
     read_only: bool,
+    /// Read and write the members past the page cache (`O_DIRECT`): for a volume under a mounted file system, which
+    /// has a cache of its own.
+    #[arg(long)]
+    direct: bool,
     /// Allow TCP addresses that other machines reach, though everything is sent in plain text.
     #[arg(long)]
     allow_plaintext_remote: bool,
@@ -51,7 +55,7 @@ impl Serve {
     async fn run(self) -> Result<()> {
         let mut signals = Signals::new()?;
         let mut listeners = Listeners::bind(&self.nbd, self.allow_plaintext_remote).await?;
-        let members = open_members(&self.members, self.read_only)?;
+        let members = open_members(&self.members, self.read_only, self.caching())?;
         let options = AssembleOptions { read_only: self.read_only };
         let volume = Volume::assemble(members, options, Arc::new(TokioRuntime::current())).await?;
         let stop = StopHandle::new();
@@ -88,6 +92,10 @@ impl Serve {
         outcome
     }
 
+    fn caching(&self) -> Caching {
+        if self.direct { Caching::Direct } else { Caching::PageCache }
+    }
+
     fn export(&self, volume: &Arc<Volume>) -> Export {
         let status = volume.status();
         Export {
@@ -100,11 +108,11 @@ impl Serve {
 }
 
 /// Opens what is there. What is not is the array's to miss.
-fn open_members(paths: &[PathBuf], read_only: bool) -> Result<Vec<Arc<dyn Device>>> {
+fn open_members(paths: &[PathBuf], read_only: bool, caching: Caching) -> Result<Vec<Arc<dyn Device>>> {
     let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let mut members: Vec<Arc<dyn Device>> = Vec::with_capacity(paths.len());
     for path in paths {
-        match FileDevice::open(path, mode) {
+        match FileDevice::open_with(path, mode, caching) {
             Ok(member) => members.push(Arc::new(member)),
             Err(Error::Open { errno: Errno::NOENT, .. }) => {
                 tracing::warn!("{} does not exist: starting without it", path.display());

@@ -1,15 +1,17 @@
-//! A regular file or a block device of the operating system, through its page cache.
+//! A regular file or a block device of the operating system, through its page cache or past it (`direct`).
 //!
 //! Cost of a cached read: one `preadv2(RWF_NOWAIT)`, no thread hop, no copy besides the kernel's. A read that would
-//! wait for the disk, and every write, flush and discard, runs on tokio's blocking threads: one hop each.
+//! wait for the disk, or goes past the page cache, and every write, flush and discard, runs on tokio's blocking threads: one hop each.
 
+use super::direct::Direct;
 use super::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
 use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, FileType, SeekFrom};
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,15 @@ pub enum OpenMode {
     ReadWrite,
 }
 
+/// Whether the page cache is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caching {
+    /// Reads and writes go through it.
+    PageCache,
+    /// They go past it (`O_DIRECT`): for whoever has a cache of its own, such as a mounted file system.
+    Direct,
+}
+
 /// A file or block device that is open.
 #[derive(Debug)]
 pub struct FileDevice {
@@ -33,10 +44,12 @@ pub struct FileDevice {
     size: AtomicU64,
     is_regular: bool,
     mode: OpenMode,
+    /// `None`: through the page cache.
+    direct: Option<Arc<Direct>>,
 }
 
 /// Why a blocking operation failed.
-struct Failed {
+pub(super) struct Failed {
     errno: Errno,
     /// It failed to become durable, whatever was asked: what is in the cache may be lost, and a later flush may
     /// say that all is well.
@@ -50,13 +63,24 @@ impl From<Errno> for Failed {
 }
 
 impl FileDevice {
-    /// Opens `path`, which must exist.
+    /// Opens `path`, which must exist, through the page cache.
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
+        Self::open_with(path, mode, Caching::PageCache)
+    }
+
+    /// Opens `path`, which must exist. Past the page cache its size is that of its whole blocks.
+    pub fn open_with(path: &Path, mode: OpenMode, caching: Caching) -> Result<Self> {
         let name = path.display().to_string();
-        let failed = |errno| Error::Open { device: name.clone(), errno };
+        let failed = |errno| match (errno, caching) {
+            // What `open` says where there is no O_DIRECT, and what `Direct::of` says.
+            (Errno::INVAL | Errno::OPNOTSUPP, Caching::Direct) => Error::NoDirect { device: name.clone() },
+            _ => Error::Open { device: name.clone(), errno },
+        };
+        let flags = if caching == Caching::Direct { OFlags::DIRECT } else { OFlags::empty() };
         let file = File::options()
             .read(true)
             .write(mode == OpenMode::ReadWrite)
+            .custom_flags(flags.bits() as i32)
             .open(path)
             .map_err(|e| failed(errno_of(&e)))?;
         if mode == OpenMode::ReadWrite {
@@ -72,8 +96,13 @@ impl FileDevice {
             FileType::BlockDevice => false,
             _ => return Err(failed(Errno::NOTBLK)),
         };
-        let size = AtomicU64::new(size_of(&file, is_regular).map_err(failed)?);
-        Ok(Self { file: Arc::new(file), name, path: path.to_owned(), size, is_regular, mode })
+        let direct = match caching {
+            Caching::PageCache => None,
+            Caching::Direct => Some(Arc::new(Direct::of(&file).map_err(failed)?)),
+        };
+        let size = size_of(&file, is_regular, direct.as_deref()).map_err(failed)?;
+        let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
+        Ok(Self { file, name, path, size, is_regular, mode, direct })
     }
 
     /// Where it was opened.
@@ -133,10 +162,11 @@ impl Device for FileDevice {
 
     fn refresh(&self) -> Io<'_, u64> {
         let file = Arc::clone(&self.file);
-        let is_regular = self.is_regular;
+        let (is_regular, direct) = (self.is_regular, self.direct.clone());
         Box::pin(async move {
             // A network file system asks its server: not on this thread.
-            let looked = tokio::task::spawn_blocking(move || size_of(&file, is_regular)).await;
+            let looked =
+                tokio::task::spawn_blocking(move || size_of(&file, is_regular, direct.as_deref())).await;
             let size = looked
                 .unwrap_or(Err(Errno::SHUTDOWN))
                 .map_err(|errno| Error::Size { device: self.name.clone(), errno })?;
@@ -152,6 +182,12 @@ impl Device for FileDevice {
         let len = buf.len() as u64;
         if let Err(refused) = self.check(Operation::Read, at, len) {
             return Box::pin(async { Err(refused) });
+        }
+        if let Some(direct) = self.direct.clone() {
+            return self.blocking(Operation::Read, at, len, move |file| {
+                direct.read(file, at, &mut buf)?;
+                Ok(buf)
+            });
         }
         // Any failure of the hopeful try (not cached, not supported) is settled by the blocking read.
         let cached =
@@ -171,7 +207,11 @@ impl Device for FileDevice {
         if let Err(refused) = self.check(Operation::Write, at, len) {
             return Box::pin(async { Err(refused) });
         }
-        self.blocking(Operation::Write, at, len, move |file| write_all(file, at, &data, durability))
+        let direct = self.direct.clone();
+        self.blocking(Operation::Write, at, len, move |file| match direct {
+            Some(direct) => direct.write(file, at, &data, durability),
+            None => write_all(file, at, &data, durability),
+        })
     }
 
     fn flush(&self) -> Io<'_, ()> {
@@ -193,6 +233,7 @@ impl Device for FileDevice {
         if let Err(refused) = self.check(Operation::WriteZeroes, at, len) {
             return Box::pin(async { Err(refused) });
         }
+        let direct = self.direct.clone();
         self.blocking(Operation::WriteZeroes, at, len, move |file| {
             let quick = match mode {
                 ZeroMode::MayPunch => punch(file, at, len),
@@ -203,7 +244,10 @@ impl Device for FileDevice {
                 }
             };
             match quick {
-                Err(Errno::OPNOTSUPP) => zero_by_writing(file, at, len)?,
+                Err(Errno::OPNOTSUPP) => match direct {
+                    Some(direct) => direct.zero(file, at, len)?,
+                    None => zero_by_writing(file, at, len)?,
+                },
                 other => other?,
             }
             if durability == Durability::Stable { sync(file) } else { Ok(()) }
@@ -211,9 +255,9 @@ impl Device for FileDevice {
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
-        let located = self
-            .check(Operation::Read, at, len)
-            .map(|()| Some(vec![Piece { file: Arc::clone(&self.file), at, len }]));
+        // What goes past the page cache has nothing there to send.
+        let pieces = self.direct.is_none().then(|| vec![Piece { file: Arc::clone(&self.file), at, len }]);
+        let located = self.check(Operation::Read, at, len).map(|()| pieces);
         Box::pin(async { located })
     }
 }
@@ -228,17 +272,18 @@ pub fn is_one_hole(file: &File) -> bool {
     is_file && rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO)
 }
 
-fn size_of(file: &File, is_regular: bool) -> std::result::Result<u64, Errno> {
-    if is_regular {
-        Ok(rustix::fs::fstat(file)?.st_size as u64)
+fn size_of(file: &File, is_regular: bool, direct: Option<&Direct>) -> std::result::Result<u64, Errno> {
+    let size = if is_regular {
+        rustix::fs::fstat(file)?.st_size as u64
     } else {
         // A block device's stat says 0; its end is found by seeking there. That moves the file's own position, which
         // nothing here uses.
-        rustix::fs::seek(file, SeekFrom::End(0))
-    }
+        rustix::fs::seek(file, SeekFrom::End(0))?
+    };
+    Ok(direct.map_or(size, |direct| direct.reachable(size)))
 }
 
-fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Result<(), Errno> {
+pub(super) fn read_exact(file: &File, mut at: u64, mut out: &mut [u8]) -> std::result::Result<(), Errno> {
     while !out.is_empty() {
         match rustix::io::pread(file, &mut *out, at) {
             // The file ends before its size at opening: it was truncated under us.
@@ -259,7 +304,7 @@ fn sync(file: &File) -> std::result::Result<(), Failed> {
     rustix::fs::fdatasync(file).map_err(|errno| Failed { errno, flush: true })
 }
 
-fn write_all(
+pub(super) fn write_all(
     file: &File,
     mut at: u64,
     mut data: &[u8],

@@ -15,9 +15,10 @@
 //!   kernel has marked the pages clean.
 //! - After a failed write the range holds old or new values, block by block.
 
+mod direct;
 mod file;
 
-pub use file::{FileDevice, OpenMode, is_one_hole};
+pub use file::{Caching, FileDevice, OpenMode, is_one_hole};
 
 use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;
@@ -100,14 +101,23 @@ pub fn check_range(operation: Operation, at: u64, len: u64, size: u64) -> Result
     }
 }
 
-/// Memory for `len` bytes of I/O, aligned to 4096 so that `O_DIRECT` members can use it as it is; zeroed.
+/// Memory for `len` bytes of I/O, aligned to 4096 so that `O_DIRECT` members can use it as it is; zeroed. Costs one
+/// pass over it: [`room`] spares that where bytes are appended.
 #[must_use]
 pub fn buffer(len: usize) -> BytesMut {
-    const ALIGN: usize = 4096;
-    let mut buf = BytesMut::zeroed(len + ALIGN);
-    let skip = buf.as_ptr().align_offset(ALIGN);
-    // Splitting off the head keeps the rest where it lies: no copy, and the alignment holds for its lifetime.
-    drop(buf.split_to(skip));
-    buf.truncate(len);
+    let mut buf = room(len);
+    buf.resize(len, 0);
     buf
+}
+
+/// Room for `len` bytes that begins as aligned as [`buffer`] does, and holds none yet.
+#[must_use]
+pub fn room(len: usize) -> BytesMut {
+    const ALIGN: usize = 4096;
+    let mut room = BytesMut::with_capacity(len + ALIGN);
+    let skip = room.as_ptr().align_offset(ALIGN);
+    // Splitting off the head keeps the rest where it lies: no copy, and the alignment holds for its lifetime.
+    room.resize(skip, 0);
+    drop(room.split_to(skip));
+    room
 }

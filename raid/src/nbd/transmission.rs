@@ -20,7 +20,7 @@
 
 use super::handshake::Export;
 use super::wire::{self, Command, ErrorCode, Malformed, REQUEST_LEN, Request, SIMPLE_REPLY_LEN, SimpleReply};
-use crate::device::{Device, Durability, ZeroMode, buffer, check_range};
+use crate::device::{Device, Durability, ZeroMode, buffer, check_range, room};
 use crate::error::{Error, Operation};
 use crate::runtime::BoxFuture;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -514,7 +514,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             self.start(cx, admitted, payload, request.cookie, lease);
             return;
         }
-        let mut data = aligned(length);
+        let mut data = room(length);
         data.put(self.input.split_to(self.input.len()));
         self.receiving = Receiving::Payload { admitted, cookie: request.cookie, lease, data, length };
     }
@@ -656,14 +656,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             timer.as_mut().reset(now + limit);
         }
     }
-}
-
-/// Room for `length` bytes that begins on a page, not zeroed.
-fn aligned(length: usize) -> BytesMut {
-    const PAGE: usize = 4096;
-    let mut room = BytesMut::with_capacity(length + PAGE);
-    let skip = room.as_ptr().align_offset(PAGE);
-    room.resize(skip, 0);
-    drop(room.split_to(skip));
-    room
 }
