@@ -71,6 +71,8 @@ mod tests {
             bitmap_offset: None,
             data_offset: 2048,
             data_size: 2048,
+            recovery: None,
+            replacement: false,
             dev_number: 0,
             corrected: 0,
             device: Uuid::from_u128(2),

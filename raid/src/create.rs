@@ -194,6 +194,8 @@ impl Plan {
             bitmap_offset: self.has_bitmap.then_some(SUPER_SECTORS),
             data_offset: self.data_offset / SECTOR,
             data_size: (device_bytes - self.data_offset) / SECTOR,
+            recovery: None,
+            replacement: false,
             dev_number: slot as u32,
             corrected: 0,
             device,

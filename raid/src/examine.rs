@@ -73,7 +73,7 @@ pub async fn examine(device: &dyn Device) -> Result<Examined> {
     let superblock = read_superblock(device).await?;
     let bitmap = read_bitmap(device, &superblock).await?.map(|(header, bytes)| count(header, &bytes));
     let member = crate::member::Member::bad_blocks(device, &superblock).await?;
-    let bad_blocks = member.iter().map(|range| range.end - range.start).sum();
+    let bad_blocks = member.len();
     Ok(describe(device, &superblock, bitmap, bad_blocks))
 }
 

@@ -12,7 +12,7 @@
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
 //! - [`geometry`]: where a byte of the array lies on its members; pure.
 //! - [`range_set`]: a set of byte positions; pure.
-//! - [`superblock`], [`backup`], [`bitmap`]: Linux md's metadata, bytes ↔ values; pure.
+//! - [`superblock`], [`backup`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop.
@@ -32,6 +32,7 @@ pub mod geometry;
 pub mod range_set;
 
 pub mod backup;
+pub mod badblocks;
 pub mod bitmap;
 pub mod superblock;
 

@@ -4,12 +4,13 @@
 //! it out asks `volume` first, because the last copy of anything stays.
 
 use crate::backup::{self, BACKUP_BYTES};
+use crate::badblocks;
 use crate::bitmap::BitmapError;
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::{MemberOffset, Slot};
-use crate::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError, decode_bad_blocks};
-use std::ops::Range;
+use crate::range_set::RangeSet;
+use crate::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -21,8 +22,8 @@ pub struct Member {
     pub device: Arc<dyn Device>,
     /// Its superblock as it was read; what changes in the life of the array is kept by the volume.
     pub superblock: Superblock,
-    /// Ranges of the data area that hold no good data, in order of the log.
-    bad: Vec<Range<u64>>,
+    /// Ranges of the data area that hold no good data.
+    bad: RangeSet,
     /// Where its second copy of the superblock lies, if it has one.
     pub backup: Option<u64>,
     in_sync: AtomicBool,
@@ -33,13 +34,7 @@ pub struct Member {
 impl Member {
     /// Takes a device into its slot; reads its bad-block log where it has one.
     pub async fn join(device: Arc<dyn Device>, superblock: Superblock, slot: Slot) -> Result<Self> {
-        let data = superblock.data_start();
-        let bad = Self::bad_blocks(device.as_ref(), &superblock)
-            .await?
-            .into_iter()
-            .map(|range| range.start.saturating_sub(data)..range.end.saturating_sub(data))
-            .filter(|range| !range.is_empty())
-            .collect();
+        let bad = Self::bad_blocks(device.as_ref(), &superblock).await?;
         let backup = match read_backup(device.as_ref(), &superblock).await {
             Some(copy) if copy.device == superblock.device => superblock.backup_start(),
             _ => None,
@@ -49,11 +44,12 @@ impl Member {
         Ok(Self { slot, device, superblock, bad, backup, in_sync, read_errors, corrected })
     }
 
-    /// Reads a device's bad-block log, where it has entries: ranges of the device.
-    pub async fn bad_blocks(device: &dyn Device, superblock: &Superblock) -> Result<Vec<Range<u64>>> {
-        let Some((start, len)) = superblock.bad_blocks_in_use() else { return Ok(Vec::new()) };
+    /// Reads a device's bad-block log, where it has entries: ranges of its data area.
+    pub async fn bad_blocks(device: &dyn Device, superblock: &Superblock) -> Result<RangeSet> {
+        let Some((start, len)) = superblock.bad_blocks_in_use() else { return Ok(RangeSet::default()) };
         let log = device.read(start, buffer(len)).await?;
-        Ok(decode_bad_blocks(&log, superblock.bad_block_log.map_or(0, |log| log.shift)))
+        let shift = superblock.bad_block_log.map_or(0, |log| log.shift);
+        Ok(badblocks::decode(&log, shift, superblock.data_start()))
     }
 
     /// Whether it is read and written.
@@ -70,7 +66,7 @@ impl Member {
     /// Whether the range of its data area may be read.
     #[must_use]
     pub fn is_readable(&self, at: MemberOffset, len: u64) -> bool {
-        self.is_in_sync() && !self.bad.iter().any(|bad| bad.start < at.0 + len && at.0 < bad.end)
+        self.is_in_sync() && !self.bad.intersects(&(at.0..at.0 + len))
     }
 
     /// The position on the device of a position in the data area.

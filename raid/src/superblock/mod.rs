@@ -17,10 +17,19 @@
 //! Invariants of a [`Superblock`] that [`Superblock::decode`] returned:
 //! - the checksum was right, the geometry is one that [`Geometry::new`] accepts, and the member's own number lies in
 //!   the role table;
+//! - a rebuild it tells of has come no further than the member is used;
 //! - the data area, the bitmap and the bad-block log lie inside the device, behind the superblock, and clear of it;
 //! - no feature bit is set that this version does not honour: a bit that we ignored could make every byte wrong.
 //!
-//! Source: `md_p.h` of Linux.
+//! Feature bits that are honoured: 1 bitmap, 2 recovery offset, 8 bad blocks, 16 replacement, 128 recovery guided by
+//! the bitmap. Members without bit 2 hold good data throughout. A replacement has the same slot in the role table as
+//! the member it is to replace; the bit in its own superblock tells the two apart.
+//!
+//! Source: `md_p.h` and `md.c` of Linux.
+
+mod error;
+
+pub use error::SuperblockError;
 
 use crate::geometry::{Geometry, GeometryError, Layout, MAX_MEMBERS, Slot};
 use uuid::Uuid;
@@ -36,10 +45,20 @@ const DEFAULT_MAX_DEV: usize = 384;
 /// `resync_offset` of an array that was stopped cleanly.
 pub const CLEAN: u64 = u64::MAX;
 
+/// Bytes of our two records.
+pub const RECORDS_BYTES: u64 = 32 << 10;
+
 const MAGIC: u32 = 0xa92b_4efc;
 const LEVEL_RAID10: u32 = 10;
 const FEATURE_BITMAP: u32 = 1;
+const FEATURE_RECOVERY: u32 = 2;
 const FEATURE_BAD_BLOCKS: u32 = 8;
+const FEATURE_REPLACEMENT: u32 = 16;
+const FEATURE_BY_BITMAP: u32 = 128;
+const HONOURED: u32 =
+    FEATURE_BITMAP | FEATURE_RECOVERY | FEATURE_BAD_BLOCKS | FEATURE_REPLACEMENT | FEATURE_BY_BITMAP;
+/// A recovery offset as md writes it between the end of a rebuild and the member's being in sync.
+const RECOVERED: u64 = u64::MAX;
 
 const AT_MAGIC: usize = 0;
 const AT_MAJOR: usize = 4;
@@ -56,6 +75,7 @@ const AT_BITMAP_OFFSET: usize = 96;
 const AT_DATA_OFFSET: usize = 128;
 const AT_DATA_SIZE: usize = 136;
 const AT_SUPER_OFFSET: usize = 144;
+const AT_RECOVERY_OFFSET: usize = 152;
 const AT_DEV_NUMBER: usize = 160;
 const AT_CORRECTED: usize = 164;
 const AT_DEVICE_UUID: usize = 168;
@@ -117,6 +137,16 @@ pub struct BadBlockLog {
     pub in_use: bool,
 }
 
+/// How far a member that holds a slot was filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovery {
+    /// Sectors from the start of the data area that hold good data; at most the superblock's `size`, where the rebuild
+    /// is done and only the member's being in sync was not on record yet.
+    pub offset: u64,
+    /// Whether what lies behind held good data before, so that only what the bitmap marks is missing.
+    pub by_bitmap: bool,
+}
+
 /// A superblock's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -140,6 +170,10 @@ pub struct Superblock {
     pub data_offset: u64,
     /// Sectors of the data area; at least `size`.
     pub data_size: u64,
+    /// How far the member was filled, while it is not in sync.
+    pub recovery: Option<Recovery>,
+    /// Whether it is to take the place of another that holds the same slot.
+    pub replacement: bool,
     /// This member's number, an index into `roles`.
     pub dev_number: u32,
     /// Read errors that were corrected on this member.
@@ -162,87 +196,6 @@ pub struct Superblock {
 
 /// The largest event count that is believed: at a million a second it takes 290,000 years.
 const MOST_EVENTS: u64 = i64::MAX as u64;
-
-/// Why bytes are not a superblock that this version can use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SuperblockError {
-    /// No md superblock at 4 KiB.
-    #[error("no md superblock (metadata 1.2) was found on it; name a member of the array, or create one")]
-    Magic,
-    /// Fewer bytes than a superblock.
-    #[error("too small to be a member of an array: it ends before a superblock could; check the path")]
-    Short,
-    /// Some other metadata version.
-    #[error("its superblock has metadata version {0}; only version 1.2 is supported")]
-    Version(u32),
-    /// A damaged superblock.
-    #[error("its superblock is damaged: checksum {found:#010x} where {computed:#010x} belongs")]
-    Checksum {
-        /// What is stored.
-        found: u32,
-        /// What the bytes give.
-        computed: u32,
-    },
-    /// An event count that counting does not reach; adding to it would overflow.
-    #[error("its superblock claims {0} events, which no array has seen: it is damaged or made up")]
-    Events(u64),
-    /// A role table that does not fit.
-    #[error("its superblock claims {0} device numbers, more than fit")]
-    MaxDev(u32),
-    /// Another RAID level.
-    #[error("its array is RAID level {0}, not 10")]
-    Level(i32),
-    /// Feature bits that this version does not honour.
-    #[error(
-        "its superblock uses features this version does not know (bits {0:#x}: a reshape, rebuild or journal \
-             under way); let mdadm finish that first"
-    )]
-    Features(u32),
-    /// The superblock says it lies elsewhere.
-    #[error("its superblock says it belongs at sector {0}, not 8: the member is shifted or a copy of a part")]
-    Misplaced(u64),
-    /// A layout, chunk or size that no array has.
-    #[error("its geometry is impossible: {0}")]
-    Geometry(#[from] GeometryError),
-    /// Its own number is not in the role table.
-    #[error("its own number {number} lies outside its table of {count} roles")]
-    DevNumber {
-        /// The number.
-        number: u32,
-        /// Roles in the table.
-        count: usize,
-    },
-    /// A role names a slot the array has not.
-    #[error("its table gives number {number} the slot {slot}, and the array has {raid_disks} members")]
-    RoleSlot {
-        /// The device number.
-        number: usize,
-        /// The slot.
-        slot: usize,
-        /// Members of the array.
-        raid_disks: u32,
-    },
-    /// A region reaches outside the device or over another.
-    #[error("its {region} (sectors {start} to {end}) does not fit on a device of {device} sectors")]
-    Region {
-        /// Which: data, bitmap, bad-block log.
-        region: &'static str,
-        /// First sector.
-        start: i128,
-        /// Sector behind the last.
-        end: i128,
-        /// Sectors of the device.
-        device: u64,
-    },
-    /// The data area is smaller than what the array uses of it.
-    #[error("its data area has {data_size} sectors and the array uses {size} of each member")]
-    DataSize {
-        /// Sectors of the data area.
-        data_size: u64,
-        /// Sectors used.
-        size: u64,
-    },
-}
 
 impl Superblock {
     /// Decodes and checks the bytes found at [`SUPER_OFFSET`] of a device of `device_bytes`.
@@ -268,8 +221,8 @@ impl Superblock {
             return Err(SuperblockError::Level(level as i32));
         }
         let features = get32(bytes, AT_FEATURES);
-        if features & !(FEATURE_BITMAP | FEATURE_BAD_BLOCKS) != 0 {
-            return Err(SuperblockError::Features(features & !(FEATURE_BITMAP | FEATURE_BAD_BLOCKS)));
+        if features & !HONOURED != 0 {
+            return Err(SuperblockError::Features(features & !HONOURED));
         }
         let events = get64(bytes, AT_EVENTS);
         if events > MOST_EVENTS {
@@ -291,6 +244,8 @@ impl Superblock {
             bitmap_offset: (features & FEATURE_BITMAP != 0).then(|| get32(bytes, AT_BITMAP_OFFSET) as i32),
             data_offset: get64(bytes, AT_DATA_OFFSET),
             data_size: get64(bytes, AT_DATA_SIZE),
+            recovery: decode_recovery(bytes, features)?,
+            replacement: features & FEATURE_REPLACEMENT != 0,
             dev_number: get32(bytes, AT_DEV_NUMBER),
             corrected: get32(bytes, AT_CORRECTED),
             device: get_uuid(bytes, AT_DEVICE_UUID),
@@ -326,11 +281,19 @@ impl Superblock {
         if self.data_size < self.size {
             return Err(SuperblockError::DataSize { data_size: self.data_size, size: self.size });
         }
+        if let Some(Recovery { offset, .. }) = self.recovery
+            && offset > self.size
+        {
+            return Err(SuperblockError::Recovery { offset, size: self.size });
+        }
         let device = device_bytes / SECTOR;
         let region = |region, start: i128, len: i128, first: i128, last: i128| {
             let end = start + len;
-            let fits = start >= first && end <= last;
-            if fits { Ok(()) } else { Err(SuperblockError::Region { region, start, end, device }) }
+            if start >= first && end <= last {
+                return Ok(());
+            }
+            let (start, end) = (start * i128::from(SECTOR), end * i128::from(SECTOR));
+            Err(SuperblockError::Region { region, start, end, device: device_bytes })
         };
         let behind_super = i128::from(SUPER_OFFSET / SECTOR) + SUPER_BYTES as i128 / i128::from(SECTOR);
         let (data, device_end) = (i128::from(self.data_offset), i128::from(device));
@@ -345,11 +308,11 @@ impl Superblock {
                 let (start, len) = (super_at + i128::from(log.offset), i128::from(log.sectors));
                 region("bad-block log", start, len, behind_super, data)?;
                 if log.shift > 32 {
-                    return Err(SuperblockError::Features(FEATURE_BAD_BLOCKS));
+                    return Err(SuperblockError::BadBlockUnit(log.shift));
                 }
             }
             None if features & FEATURE_BAD_BLOCKS != 0 => {
-                return Err(SuperblockError::Features(FEATURE_BAD_BLOCKS));
+                return Err(SuperblockError::Alone(FEATURE_BAD_BLOCKS, "a bad-block log"));
             }
             None => {}
         }
@@ -379,6 +342,11 @@ impl Superblock {
         put64(out, AT_DATA_OFFSET, self.data_offset);
         put64(out, AT_DATA_SIZE, self.data_size);
         put64(out, AT_SUPER_OFFSET, SUPER_OFFSET / SECTOR);
+        if let Some(recovery) = self.recovery {
+            features |= FEATURE_RECOVERY | if recovery.by_bitmap { FEATURE_BY_BITMAP } else { 0 };
+            put64(out, AT_RECOVERY_OFFSET, recovery.offset);
+        }
+        features |= if self.replacement { FEATURE_REPLACEMENT } else { 0 };
         put32(out, AT_DEV_NUMBER, self.dev_number);
         put32(out, AT_CORRECTED, self.corrected);
         put(out, AT_DEVICE_UUID, self.device.as_bytes());
@@ -455,10 +423,24 @@ impl Superblock {
     /// for our two records. Whether one is there, only reading tells: md knows nothing of it.
     #[must_use]
     pub fn backup_start(&self) -> Option<u64> {
+        self.room_behind_log(2 * SUPER_BYTES as u64)
+    }
+
+    /// Byte position where our two records belong: behind the bad-block log, at a multiple of 4 KiB, if both fit before
+    /// the data. Whether they are there, only reading tells: md knows nothing of them.
+    #[must_use]
+    pub fn records_start(&self) -> Option<u64> {
+        self.room_behind_log(RECORDS_BYTES)
+    }
+
+    /// The first multiple of 4 KiB behind the bad-block log, if so many bytes fit from there to the data area, clear of
+    /// a bitmap in between.
+    fn room_behind_log(&self, bytes: u64) -> Option<u64> {
         let log = self.bad_block_log?;
         let end = i64::from(log.offset).checked_add(i64::from(log.sectors))? * SECTOR as i64;
         let start = SUPER_OFFSET.checked_add_signed(end)?.next_multiple_of(SUPER_BYTES as u64);
-        (start + 2 * SUPER_BYTES as u64 <= self.data_start()).then_some(start)
+        let clear = self.bitmap_start().filter(|&bitmap| bitmap >= start).unwrap_or(u64::MAX);
+        (start.checked_add(bytes)? <= self.data_start().min(clear)).then_some(start)
     }
 
     /// Byte position and length of the bad-block log, where it has entries.
@@ -485,21 +467,25 @@ pub fn timestamp(since_epoch: std::time::Duration) -> u64 {
     (since_epoch.as_secs() & ((1 << 40) - 1)) | u64::from(since_epoch.subsec_micros()) << 40
 }
 
-/// Decodes a bad-block log: byte ranges of the *device* (not of its data area) that hold no good data.
-#[must_use]
-pub fn decode_bad_blocks(bytes: &[u8], shift: u8) -> Vec<std::ops::Range<u64>> {
-    let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
-    entries
-        .take_while(|&entry| entry != u64::MAX)
-        .filter(|entry| entry & 0x3ff != 0)
-        .map(|entry| {
-            let unit = u128::from(SECTOR) << shift.min(32);
-            let start = u128::from(entry >> 10) * unit;
-            let end = start + u128::from(entry & 0x3ff) * unit;
-            let clamp = |at: u128| u64::try_from(at).unwrap_or(u64::MAX);
-            clamp(start)..clamp(end)
-        })
-        .collect()
+/// What the feature bits and the recovery offset say of a rebuild. That the offset is not too far, `check` sees to.
+fn decode_recovery(bytes: &[u8; SUPER_BYTES], features: u32) -> Result<Option<Recovery>, SuperblockError> {
+    let by_bitmap = features & FEATURE_BY_BITMAP != 0;
+    if features & FEATURE_RECOVERY == 0 {
+        // md would take such a member for whole. It never writes one, and nothing says what it holds.
+        return if by_bitmap {
+            Err(SuperblockError::Alone(FEATURE_BY_BITMAP, "a recovery offset"))
+        } else {
+            Ok(None)
+        };
+    }
+    if by_bitmap && features & FEATURE_BITMAP == 0 {
+        return Err(SuperblockError::Alone(FEATURE_BY_BITMAP, "a bitmap"));
+    }
+    let offset = match get64(bytes, AT_RECOVERY_OFFSET) {
+        RECOVERED => get64(bytes, AT_SIZE),
+        offset => offset,
+    };
+    Ok(Some(Recovery { offset, by_bitmap }))
 }
 
 /// md's checksum: the sum of the 32-bit words in 64 bits, the checksum's own field taken as zero, the high half
@@ -573,6 +559,8 @@ mod tests {
             bitmap_offset: Some(8),
             data_offset: 4096,
             data_size: (DEVICE / SECTOR) - 4096,
+            recovery: None,
+            replacement: false,
             dev_number: 2,
             corrected: 3,
             device: Uuid::from_u128(0x5678),
@@ -602,6 +590,42 @@ mod tests {
         assert_eq!(Superblock::decode(&sample().encode(), DEVICE), Ok(sample()));
         let plain = Superblock { bitmap_offset: None, bad_block_log: None, ..sample() };
         assert_eq!(Superblock::decode(&plain.encode(), DEVICE), Ok(plain));
+        for (by_bitmap, replacement) in [(false, false), (false, true), (true, false), (true, true)] {
+            for offset in [0, 1024, sample().size] {
+                let recovery = Some(Recovery { offset, by_bitmap });
+                let rebuilding = Superblock { recovery, replacement, ..sample() };
+                assert_eq!(Superblock::decode(&rebuilding.encode(), DEVICE), Ok(rebuilding));
+            }
+        }
+    }
+
+    #[test]
+    fn a_rebuild_is_written_as_md_does() {
+        let recovery = Some(Recovery { offset: 0x0102_0304, by_bitmap: true });
+        let bytes = Superblock { recovery, replacement: true, ..sample() }.encode();
+        assert_eq!(bytes[8..12], [1 | 2 | 16 | 128, 0, 0, 0]);
+        assert_eq!(bytes[152..160], [4, 3, 2, 1, 0, 0, 0, 0]);
+        let whole = sample().encode();
+        assert_eq!(whole[8..12], [1, 0, 0, 0]);
+        assert_eq!(whole[152..160], [0; 8]);
+    }
+
+    #[test]
+    fn md_writes_all_ones_for_a_rebuild_that_is_done() {
+        let recovery = Some(Recovery { offset: u64::MAX, by_bitmap: false });
+        let found = Superblock::decode(&Superblock { recovery, ..sample() }.encode(), DEVICE).unwrap();
+        assert_eq!(found.recovery, Some(Recovery { offset: sample().size, by_bitmap: false }));
+    }
+
+    #[test]
+    fn a_rebuild_beyond_the_member_is_refused() {
+        let with = |offset| {
+            let recovery = Some(Recovery { offset, by_bitmap: false });
+            Superblock::decode(&Superblock { recovery, ..sample() }.encode(), DEVICE)
+        };
+        for offset in [sample().size + 1, u64::MAX - 1, 1 << 63] {
+            assert_eq!(with(offset), Err(SuperblockError::Recovery { offset, size: sample().size }));
+        }
     }
 
     #[test]
@@ -611,7 +635,12 @@ mod tests {
         assert_eq!(refusal(AT_MAJOR, &[2]), E::Version(2));
         assert_eq!(refusal(AT_LEVEL, &[5]), E::Level(5));
         assert_eq!(refusal(AT_FEATURES, &[1 | 4]), E::Features(4));
+        for bit in [4u16, 32, 64, 256, 512, 1024, 2048, 4096] {
+            assert_eq!(refusal(AT_FEATURES, &(bit | 1).to_le_bytes()), E::Features(u32::from(bit)));
+        }
         assert_eq!(refusal(AT_FEATURES + 2, &[1]), E::Features(0x1_0000));
+        assert_eq!(refusal(AT_FEATURES, &[1 | 128]), E::Alone(128, "a recovery offset"));
+        assert_eq!(refusal(AT_FEATURES, &[2 | 128]), E::Alone(128, "a bitmap"));
         assert_eq!(refusal(AT_SUPER_OFFSET, &[0]), E::Misplaced(0));
         assert_eq!(refusal(AT_MAX_DEV, &[0xff, 0xff]), E::MaxDev(0xffff));
         assert!(matches!(refusal(AT_LAYOUT, &[0, 0]), E::Geometry(GeometryError::LayoutWord(_))));
@@ -638,13 +667,17 @@ mod tests {
     }
 
     #[test]
-    fn bad_blocks_are_ranges_of_the_device() {
-        let mut log = vec![0xff; 4096];
-        log[..8].copy_from_slice(&((100u64 << 10) | 8).to_le_bytes());
-        assert_eq!(decode_bad_blocks(&log, 0), vec![51_200..55_296]);
-        assert_eq!(decode_bad_blocks(&log, 3), vec![409_600..442_368]);
-        log[..8].copy_from_slice(&(u64::MAX - 1).to_le_bytes());
-        assert_eq!(decode_bad_blocks(&log, 40)[0].end, u64::MAX);
+    fn records_lie_behind_the_log_if_there_is_room() {
+        let at = |data_offset, bitmap| {
+            Superblock { data_offset, bitmap_offset: Some(bitmap), ..sample() }.records_start()
+        };
+        // The log ends at sector 8 + 24 + 8 = 40, 20 KiB in; the records take 64 sectors from there.
+        assert_eq!(at(104, 8), Some(20480));
+        assert_eq!(at(103, 8), None);
+        assert_eq!(at(2048, 32), None, "a bitmap right behind the log");
+        assert_eq!(at(2048, 96), Some(20480));
+        assert_eq!(at(2048, 95), None);
+        assert_eq!(Superblock { bad_block_log: None, ..sample() }.records_start(), None);
     }
 
     proptest! {
@@ -666,6 +699,7 @@ mod tests {
             if let Ok(decoded) = Superblock::decode(&bytes, size) {
                 prop_assert!(decoded.data_start() + decoded.size * SECTOR <= size);
                 prop_assert!(decoded.geometry().is_ok());
+                prop_assert!(decoded.recovery.is_none_or(|recovery| recovery.offset <= decoded.size));
             }
         }
     }
