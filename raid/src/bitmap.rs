@@ -358,6 +358,12 @@ impl Intent {
         durable
     }
 
+    /// Whether any bit of the range is set.
+    #[must_use]
+    pub fn is_dirty(&self, range: &Range<u64>) -> bool {
+        self.numbers(range).any(|number| self.regions[number].set)
+    }
+
     /// Whether all bits of the range are durable.
     #[must_use]
     pub fn is_durable(&self, range: &Range<u64>) -> bool {

@@ -325,6 +325,75 @@ pub enum Error {
         /// The volume's name.
         name: String,
     },
+    /// A command names no member.
+    #[error("volume {volume} has no member {name}; `raid10 status {volume}` lists them")]
+    NoSuchSlot {
+        /// As it was named.
+        name: String,
+        /// The volume's name.
+        volume: String,
+    },
+    /// It was failed before.
+    #[error("{device} has failed already; `raid10 remove` lets it go")]
+    AlreadyFailed {
+        /// The member.
+        device: String,
+    },
+    /// Without it, data would be lost.
+    #[error(
+        "{device} holds the last good copy of some data and stays; add a device and wait for its rebuild first, or \
+             replace it"
+    )]
+    LastCopy {
+        /// The member.
+        device: String,
+    },
+    /// It is read or written.
+    #[error("{device} is in use; `raid10 fail` it first, then remove it")]
+    MemberInUse {
+        /// The member.
+        device: String,
+    },
+    /// Only a member that works can be replaced.
+    #[error("{device} is not in sync, so nothing can be copied from it; add the new device instead")]
+    NotReplaceable {
+        /// The member.
+        device: String,
+    },
+    /// A replacement is under way.
+    #[error("{device} is being replaced already; wait for that, or fail and remove its replacement first")]
+    ReplacedAlready {
+        /// The member.
+        device: String,
+    },
+    /// A device that belongs elsewhere.
+    #[error(
+        "{device} is a member of array {array}; use another device, or add it with --force, which takes it from there"
+    )]
+    OtherArray {
+        /// The device.
+        device: String,
+        /// Its array.
+        array: Uuid,
+    },
+    /// A device failed before it was a full member.
+    #[error("{device} failed while it was being filled and is taken out; its log line says why")]
+    JoinFailed {
+        /// The device.
+        device: String,
+    },
+    /// Its list of bad blocks is full.
+    #[error("{device} has more bad blocks than its list can hold")]
+    TooManyBadBlocks {
+        /// The member.
+        device: String,
+    },
+    /// The role table is full.
+    #[error("all {count} device numbers of the array are taken; remove failed members first")]
+    NoNumberLeft {
+        /// Numbers there are.
+        count: usize,
+    },
     /// No copy of a range could be read.
     #[error("volume {name}: no readable copy of {len} bytes at {at}")]
     NoCopy {
@@ -361,7 +430,8 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
-            Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. } => Errno::NOSPC,
+            Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. }
+            | Self::NoNumberLeft { .. } => Errno::NOSPC,
             Self::ReadOnly { .. } => Errno::PERM,
             Self::Io { errno, .. }
             | Self::Open { errno, .. }
@@ -374,7 +444,11 @@ impl Error {
             Self::AddressInUse { .. } => Errno::ADDRINUSE,
             Self::UnknownHost { .. } => Errno::ADDRNOTAVAIL,
             Self::PlaintextRemote { .. } => Errno::ACCESS,
-            Self::InUse { .. } => Errno::BUSY,
+            Self::InUse { .. }
+            | Self::AlreadyFailed { .. }
+            | Self::LastCopy { .. }
+            | Self::MemberInUse { .. }
+            | Self::ReplacedAlready { .. } => Errno::BUSY,
             Self::Stopped { .. } => Errno::SHUTDOWN,
             Self::OutOfBounds { .. }
             | Self::NoDirect { .. }
@@ -387,8 +461,13 @@ impl Error {
             | Self::Ambiguous { .. }
             | Self::TooSmall { .. }
             | Self::BitmapAsked(_)
+            | Self::NoSuchSlot { .. }
+            | Self::NotReplaceable { .. }
+            | Self::OtherArray { .. }
             | Self::HoldsData { .. } => Errno::INVAL,
             Self::Superblock { .. }
+            | Self::JoinFailed { .. }
+            | Self::TooManyBadBlocks { .. }
             | Self::Bitmap { .. }
             | Self::Diverged { .. }
             | Self::ControlBroken { .. }

@@ -1,7 +1,15 @@
 //! A member of an array: a device, the superblock that makes it one, its state, and its error counters.
 //!
-//! Invariants: a member that has left `InSync` never comes back in this process; whoever wants to take
-//! it out asks `volume` first, because the last copy of anything stays.
+//! | state | written | read | flushed |
+//! |---|---|---|---|
+//! | in sync | yes | yes | yes |
+//! | rebuilding | yes | below [`Member::recovered`] | yes |
+//! | spare | metadata only | no | no |
+//! | faulty | no | no | no |
+//!
+//! Invariants: a member that has become faulty never comes back as this object; its device returns as a new member.
+//! Whoever wants to take one out asks `volume` first, because the last copy of anything stays. Ranges of its data area
+//! that are listed as bad are never read.
 
 use crate::backup::{self, BACKUP_BYTES};
 use crate::badblocks;
@@ -10,38 +18,105 @@ use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::{MemberOffset, Slot};
 use crate::range_set::RangeSet;
-use crate::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
+use crate::superblock::{Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
+use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
-/// A device that holds a slot of an array.
+/// How a member takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It holds good data everywhere (but for bad blocks).
+    InSync,
+    /// It is being filled.
+    Rebuilding,
+    /// It waits for a slot.
+    Spare,
+    /// It is out.
+    Faulty,
+}
+
+const STATES: [State; 4] = [State::InSync, State::Rebuilding, State::Spare, State::Faulty];
+const NO_SLOT: usize = usize::MAX;
+
+/// Ranges of the data area, in bytes.
+#[derive(Debug, Default)]
+struct Bad {
+    /// They hold no good data.
+    listed: RangeSet,
+    /// Listed, and written well since.
+    healed: RangeSet,
+    /// The same, and a flush that covers them is under way.
+    flushing: RangeSet,
+}
+
+/// A device that takes part in an array.
 pub struct Member {
-    /// Its place in the array.
-    pub slot: Slot,
     /// The device.
     pub device: Arc<dyn Device>,
-    /// Its superblock as it was read; what changes in the life of the array is kept by the volume.
+    /// Its superblock as it was read or made; what changes in the life of the array is kept by the volume.
     pub superblock: Superblock,
-    /// Ranges of the data area that hold no good data.
-    bad: RangeSet,
     /// Where its second copy of the superblock lies, if it has one.
     pub backup: Option<u64>,
-    in_sync: AtomicBool,
+    slot: AtomicUsize,
+    state: AtomicU8,
+    /// Bytes of the data area, from its start, that hold good data while it is rebuilding.
+    recovered: AtomicU64,
+    /// How much of `recovered` was durable when the target was last flushed.
+    checkpoint: AtomicU64,
+    /// Whether the rebuild needs to look at dirty regions only.
+    by_bitmap: AtomicBool,
+    bad: Mutex<Bad>,
+    has_bad: AtomicBool,
+    /// Counts changes of what is listed as bad.
+    bad_version: AtomicU64,
     read_errors: AtomicU64,
     corrected: AtomicU64,
 }
 
 impl Member {
-    /// Takes a device into its slot; reads its bad-block log where it has one.
-    pub async fn join(device: Arc<dyn Device>, superblock: Superblock, slot: Slot) -> Result<Self> {
+    /// Takes a device in as what its superblock says it is: in sync or rebuilding in `slot`, or a spare without one.
+    /// Reads its bad-block log where it has one.
+    pub async fn join(device: Arc<dyn Device>, superblock: Superblock, slot: Option<Slot>) -> Result<Self> {
         let bad = Self::bad_blocks(device.as_ref(), &superblock).await?;
         let backup = match read_backup(device.as_ref(), &superblock).await {
             Some(copy) if copy.device == superblock.device => superblock.backup_start(),
             _ => None,
         };
+        let state = match (slot, superblock.recovery) {
+            (None, _) => State::Spare,
+            (Some(_), Some(_)) => State::Rebuilding,
+            (Some(_), None) => State::InSync,
+        };
+        let member = Self::new(device, superblock, state, backup);
+        member.slot.store(slot.map_or(NO_SLOT, |slot| slot.0), Ordering::Release);
+        member.has_bad.store(!bad.is_empty(), Ordering::Release);
+        member.bad.lock().listed = bad;
+        Ok(member)
+    }
+
+    /// A member whose metadata is known, without a slot.
+    #[must_use]
+    pub fn new(device: Arc<dyn Device>, superblock: Superblock, state: State, backup: Option<u64>) -> Self {
+        let recovery = superblock.recovery.unwrap_or(Recovery { offset: 0, by_bitmap: false });
+        let from = recovery.offset.saturating_mul(SECTOR);
         let corrected = AtomicU64::new(u64::from(superblock.corrected));
-        let (in_sync, read_errors) = (AtomicBool::new(true), AtomicU64::new(0));
-        Ok(Self { slot, device, superblock, bad, backup, in_sync, read_errors, corrected })
+        Self {
+            device,
+            superblock,
+            backup,
+            slot: AtomicUsize::new(NO_SLOT),
+            state: AtomicU8::new(state as u8),
+            recovered: AtomicU64::new(from),
+            checkpoint: AtomicU64::new(from),
+            by_bitmap: AtomicBool::new(recovery.by_bitmap),
+            bad: Mutex::default(),
+            has_bad: AtomicBool::new(false),
+            bad_version: AtomicU64::new(0),
+            read_errors: AtomicU64::new(0),
+            corrected,
+        }
     }
 
     /// Reads a device's bad-block log, where it has entries: ranges of its data area.
@@ -52,21 +127,180 @@ impl Member {
         Ok(badblocks::decode(&log, shift, superblock.data_start()))
     }
 
-    /// Whether it is read and written.
+    /// Its number in the role table.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.superblock.dev_number
+    }
+
+    /// Its place in the array, if it has one.
+    #[must_use]
+    pub fn slot(&self) -> Option<Slot> {
+        Some(self.slot.load(Ordering::Acquire)).filter(|&slot| slot != NO_SLOT).map(Slot)
+    }
+
+    /// How it takes part.
+    #[must_use]
+    pub fn state(&self) -> State {
+        STATES[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    /// Whether it is read everywhere.
     #[must_use]
     pub fn is_in_sync(&self) -> bool {
-        self.in_sync.load(Ordering::Acquire)
+        self.state() == State::InSync
+    }
+
+    /// Whether it is written.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        matches!(self.state(), State::InSync | State::Rebuilding)
+    }
+
+    /// Whether it is out.
+    #[must_use]
+    pub fn is_faulty(&self) -> bool {
+        self.state() == State::Faulty
     }
 
     /// Takes it out for good.
-    pub fn expel(&self) {
-        self.in_sync.store(false, Ordering::Release);
+    pub(crate) fn expel(&self) {
+        self.state.store(State::Faulty as u8, Ordering::Release);
+    }
+
+    /// Gives a spare a slot, to be filled from `recovered` on.
+    pub(crate) fn take_slot(&self, slot: Slot, recovered: u64, by_bitmap: bool) {
+        self.slot.store(slot.0, Ordering::Release);
+        self.recovered.store(recovered, Ordering::Release);
+        self.checkpoint.store(recovered, Ordering::Release);
+        self.by_bitmap.store(by_bitmap, Ordering::Release);
+        self.state.store(State::Rebuilding as u8, Ordering::Release);
+    }
+
+    /// It has been filled: from now on it counts. Only a rebuilding member becomes in sync.
+    #[must_use]
+    pub(crate) fn complete(&self) -> bool {
+        let (from, to) = (State::Rebuilding as u8, State::InSync as u8);
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Bytes of the data area that hold good data while it is rebuilding.
+    #[must_use]
+    pub fn recovered(&self) -> u64 {
+        self.recovered.load(Ordering::Acquire)
+    }
+
+    /// Moves the border of what may be read.
+    pub(crate) fn set_recovered(&self, bytes: u64) {
+        self.recovered.store(bytes, Ordering::Release);
+    }
+
+    /// The part of `recovered` that is durable.
+    #[must_use]
+    pub(crate) fn checkpoint(&self) -> u64 {
+        self.checkpoint.load(Ordering::Acquire)
+    }
+
+    /// Notes that everything below `bytes` has been flushed.
+    pub(crate) fn set_checkpoint(&self, bytes: u64) {
+        self.checkpoint.store(bytes, Ordering::Release);
+    }
+
+    /// Whether its rebuild looks at dirty regions only.
+    #[must_use]
+    pub(crate) fn is_by_bitmap(&self) -> bool {
+        self.by_bitmap.load(Ordering::Acquire)
+    }
+
+    /// What the role table says of it.
+    #[must_use]
+    pub(crate) fn role(&self) -> Role {
+        match (self.state(), self.slot()) {
+            (State::InSync | State::Rebuilding, Some(slot)) => Role::Active(slot),
+            (State::Spare, _) => Role::Spare,
+            _ => Role::Faulty,
+        }
     }
 
     /// Whether the range of its data area may be read.
     #[must_use]
     pub fn is_readable(&self, at: MemberOffset, len: u64) -> bool {
-        self.is_in_sync() && !self.bad.intersects(&(at.0..at.0 + len))
+        let filled = match self.state() {
+            State::InSync => true,
+            State::Rebuilding => at.0 + len <= self.recovered(),
+            State::Spare | State::Faulty => false,
+        };
+        filled && !self.is_bad(at, len)
+    }
+
+    /// Whether any of the range is listed as bad.
+    #[must_use]
+    pub fn is_bad(&self, at: MemberOffset, len: u64) -> bool {
+        self.has_bad() && self.bad.lock().listed.intersects(&(at.0..at.0 + len))
+    }
+
+    /// Whether anything is listed as bad.
+    #[must_use]
+    pub fn has_bad(&self) -> bool {
+        self.has_bad.load(Ordering::Acquire)
+    }
+
+    /// Lists a range as bad, where the member has a list. From here on it is not read.
+    #[must_use]
+    pub(crate) fn note_bad(&self, range: Range<u64>) -> bool {
+        if self.superblock.bad_block_log.is_none() {
+            return false;
+        }
+        let mut bad = self.bad.lock();
+        bad.healed.remove(&range);
+        bad.flushing.remove(&range);
+        bad.listed.insert(range);
+        self.has_bad.store(true, Ordering::Release);
+        self.bad_version.fetch_add(1, Ordering::AcqRel);
+        true
+    }
+
+    /// A range has been written well. What of it is listed as bad stays so until that is durable.
+    pub(crate) fn note_written(&self, range: &Range<u64>) {
+        if self.has_bad() {
+            let mut bad = self.bad.lock();
+            for healed in bad.listed.within(range) {
+                bad.healed.insert(healed);
+            }
+        }
+    }
+
+    /// Begins to clear what was written well: the caller flushes the member next. Returns whether there is anything.
+    pub(crate) fn begin_clearing(&self) -> bool {
+        if !self.has_bad() {
+            return false;
+        }
+        let mut bad = self.bad.lock();
+        bad.flushing = std::mem::take(&mut bad.healed);
+        !bad.flushing.is_empty()
+    }
+
+    /// The flush after [`Member::begin_clearing`] has been done: what was written well before it is good.
+    pub(crate) fn clear_flushed(&self) {
+        let mut bad = self.bad.lock();
+        for range in std::mem::take(&mut bad.flushing).within(&(0..u64::MAX)) {
+            bad.listed.remove(&range);
+        }
+        self.has_bad.store(!bad.listed.is_empty(), Ordering::Release);
+        self.bad_version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What is listed as bad, and which change of the list that is.
+    #[must_use]
+    pub(crate) fn listed(&self) -> (RangeSet, u64) {
+        let bad = self.bad.lock();
+        (bad.listed.clone(), self.bad_version())
+    }
+
+    /// Counts changes of what is listed as bad.
+    #[must_use]
+    pub(crate) fn bad_version(&self) -> u64 {
+        self.bad_version.load(Ordering::Acquire)
     }
 
     /// The position on the device of a position in the data area.
@@ -91,7 +325,6 @@ impl Member {
         (self.read_errors.load(Ordering::Relaxed), self.corrected.load(Ordering::Relaxed))
     }
 }
-
 /// Reads and decodes a device's superblock.
 pub async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
     let refused = |cause| Error::Superblock { device: device.name().to_owned(), cause };

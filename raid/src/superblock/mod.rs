@@ -443,6 +443,15 @@ impl Superblock {
         (start.checked_add(bytes)? <= self.data_start().min(clear)).then_some(start)
     }
 
+    /// Byte position and length of the bad-block log, where there is one.
+    #[must_use]
+    pub fn bad_block_log_area(&self) -> Option<(u64, usize)> {
+        self.bad_block_log.map(|log| {
+            let start = SUPER_OFFSET.saturating_add_signed(i64::from(log.offset) * SECTOR as i64);
+            (start, usize::from(log.sectors) * SECTOR as usize)
+        })
+    }
+
     /// Byte position and length of the bad-block log, where it has entries.
     #[must_use]
     pub fn bad_blocks_in_use(&self) -> Option<(u64, usize)> {

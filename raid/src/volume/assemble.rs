@@ -9,18 +9,21 @@
 
 use super::metadata::{Content, Meta};
 use super::range_lock::RangeLocks;
-use super::{Gate, Inner, Progress, RangeSet};
+use super::{Gate, Inner, RangeSet, Roster};
 use crate::bitmap::{BitmapHeader, Intent, PAGE};
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
+use crate::event::EventLog;
 use crate::geometry::{Geometry, Slot};
 use crate::member::{Member, read_backup, read_bitmap, read_superblock};
 use crate::runtime::Runtime;
 use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
+use crate::sync::{Progress, Speed};
+use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::sync::Notify;
@@ -54,28 +57,39 @@ pub(super) async fn assemble(
     let mut candidates = read_candidates(devices).await?;
     refuse_foreign_and_double(&candidates)?;
     let called_failed = called_failed(&candidates);
-    // The most events first, then those that nobody calls failed, then the lowest number: nothing else counts.
+    // The most events first, then those that nobody calls failed, then those that hold everything, then the lowest
+    // number: nothing else counts. A spare knows no more than whoever it is a spare for.
     candidates.sort_by_key(|found| {
-        let (events, number) = (found.superblock.events, found.superblock.dev_number);
-        (Reverse(events), called_failed.contains(&number), number)
+        let its = &found.superblock;
+        let is_idle = !matches!(its.own_role(), Role::Active(_));
+        let is_partial = its.recovery.is_some() || its.replacement;
+        (is_idle, Reverse(its.events), called_failed.contains(&its.dev_number), is_partial, its.dev_number)
     });
-    let (current, stale) = choose(candidates)?;
+    let Chosen { current, spares, stale } = choose(candidates)?;
     let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
     let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
     let geometry = freshest.geometry()?;
-    let sets = geometry.mirror_sets();
-    refuse_incomplete(&name, &geometry, &sets, &current, &stale)?;
+    refuse_incomplete(&name, &geometry, &current, &stale)?;
 
-    let mut members: Vec<Option<Member>> = (0..geometry.members()).map(|_| None).collect();
-    let mut written = vec![0; geometry.members()];
+    let mut written = BTreeMap::new();
+    let mut roster = Roster::new(geometry.clone(), freshest.size, table(&freshest, &current));
+    roster.stale = stale;
     for (slot, found) in current {
         // A damaged superblock counts as one that was never written: it is the first to be written again.
-        written[slot.0] = if found.is_backup { 0 } else { found.superblock.events };
-        members[slot.0] = Some(Member::join(found.device, found.superblock, slot).await?);
+        written
+            .insert(found.superblock.dev_number, if found.is_backup { 0 } else { found.superblock.events });
+        let is_replacement = found.superblock.replacement;
+        let member = Arc::new(Member::join(found.device, found.superblock, Some(slot)).await?);
+        let seat = &mut roster.seats[slot.0];
+        *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
     }
-    let missing = missing_but_on_record(&members);
-    let degraded = members.iter().any(Option::is_none);
-    let mut intent = read_intent(&freshest, &members).await;
+    for found in spares {
+        written.insert(found.superblock.dev_number, 0);
+        roster.idle.push(Arc::new(Member::join(found.device, found.superblock, None).await?));
+    }
+    let missing = missing_but_on_record(&roster);
+    let degraded = roster.is_degraded();
+    let mut intent = read_intent(&freshest, &roster).await;
     let mut unsynced = RangeSet::default();
     if !freshest.is_clean() {
         unsynced_ranges(&freshest, &geometry, intent.as_ref()).for_each(|range| unsynced.insert(range));
@@ -83,14 +97,16 @@ pub(super) async fn assemble(
         // Stopped cleanly and whole: bits that are set (md sets all at creation) mean nothing.
         intent.clear_all();
     }
-    let joined = || members.iter().flatten().map(|member| &member.superblock);
+    let joined = || roster.written().map(|member| &member.superblock);
     let active = joined().all(|superblock| !superblock.is_clean());
+    let said = Content::of(&freshest, joined());
     let meta = Meta {
         events: freshest.events,
         content: joined()
-            .all(|other| other.events == freshest.events && content(other) == content(&freshest))
-            .then(|| content(&freshest)),
+            .all(|other| other.events == freshest.events && Content::of(other, joined()) == said)
+            .then_some(said),
         written,
+        bad_written: BTreeMap::new(),
         was_clean: freshest.is_clean(),
         touched: false,
     };
@@ -98,13 +114,11 @@ pub(super) async fn assemble(
         unsynced = unsynced.len(), "assembled");
     Ok(Inner {
         runtime,
-        geometry,
         uuid: freshest.array,
-        name,
+        name: name.clone(),
         read_only: options.read_only,
-        members,
-        stale,
-        sets,
+        roster: ArcSwap::from_pointee(roster),
+        commands: tokio::sync::Mutex::new(()),
         verdicts: Mutex::new(()),
         noticed: AtomicU64::new(missing),
         recorded: AtomicU64::new(0),
@@ -114,15 +128,28 @@ pub(super) async fn assemble(
         meta: tokio::sync::Mutex::new(meta),
         any_unsynced: AtomicBool::new(!unsynced.is_empty()),
         unsynced: Mutex::new(unsynced),
-        progress: Mutex::new(Progress::default()),
+        progress: Progress::default(),
+        speed: Speed::default(),
+        events: EventLog::new(&name),
         lost: AtomicBool::new(false),
         gate: Gate::default(),
         wake: Arc::new(Notify::new()),
+        vacancy: Arc::new(Notify::new()),
     })
 }
 
-fn content(superblock: &Superblock) -> Content {
-    Content { resync_offset: superblock.resync_offset, roles: superblock.roles.clone() }
+/// The freshest role table without those who are here; whoever holds a slot there and is absent counts as failed from
+/// now on.
+fn table(freshest: &Superblock, current: &Current) -> Vec<Role> {
+    let is_here =
+        |number: usize| current.iter().any(|(_, found)| found.superblock.dev_number as usize == number);
+    let mut table = freshest.roles.clone();
+    for (number, role) in table.iter_mut().enumerate() {
+        if matches!(role, Role::Active(_)) && !is_here(number) {
+            *role = Role::Faulty;
+        }
+    }
+    table
 }
 
 /// Reads all superblocks. What is damaged is left out here, if anything is left; what is no member is refused.
@@ -204,57 +231,64 @@ fn refuse_foreign_and_double(candidates: &[Candidate]) -> Result<()> {
 type Current = Vec<(Slot, Candidate)>;
 type Stale = Vec<(Slot, String)>;
 
-/// Who joins, the freshest first, and who is out of date. Candidates come freshest first.
-fn choose(candidates: Vec<Candidate>) -> Result<(Current, Stale)> {
+/// What becomes of the candidates.
+struct Chosen {
+    /// Who joins with a slot, the freshest first.
+    current: Current,
+    /// Who waits for one.
+    spares: Vec<Candidate>,
+    /// Who is out of date.
+    stale: Stale,
+}
+
+/// Sorts candidates, who come freshest first.
+fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
     let Some(first) = candidates.first() else { return Err(Error::NoMembers) };
     let (freshest, freshest_name) = (first.superblock.clone(), first.name());
-    let (mut current, mut stale): (Current, Stale) = (Vec::new(), Vec::new());
+    let mut chosen = Chosen { current: Vec::new(), spares: Vec::new(), stale: Vec::new() };
     for found in candidates {
         let its = &found.superblock;
         let role = freshest.role_of(its.dev_number);
-        let knows_freshest = its.role_of(freshest.dev_number) == freshest.own_role();
-        if !knows_freshest && !matches!(role, Role::Active(_)) {
+        if role == Role::Spare && its.own_role() == Role::Spare {
+            chosen.spares.push(found);
+            continue;
+        }
+        let of_freshest = its.role_of(freshest.dev_number);
+        if of_freshest == Role::Faulty && !matches!(role, Role::Active(_)) {
             return Err(Error::Diverged { device: found.name(), other: freshest_name });
         }
+        let knows_freshest = of_freshest == freshest.own_role();
         let slot = match role {
             Role::Active(slot) if knows_freshest && its.events.saturating_add(1) >= freshest.events => slot,
             _ => {
                 tracing::warn!(member = %found.name(), events = its.events, freshest = freshest.events,
                     "out of date or failed earlier: left out");
                 if let Role::Active(slot) = its.own_role() {
-                    stale.push((slot, found.name()));
+                    chosen.stale.push((slot, found.name()));
                 }
                 continue;
             }
         };
-        let same = (its.layout, its.chunk, its.size, its.raid_disks, its.bitmap_offset.is_some())
-            == (
-                freshest.layout,
-                freshest.chunk,
-                freshest.size,
-                freshest.raid_disks,
-                freshest.bitmap_offset.is_some(),
-            );
-        if !same {
+        let shape =
+            |one: &Superblock| (one.layout, one.chunk, one.size, one.raid_disks, one.bitmap_offset.is_some());
+        if shape(its) != shape(&freshest) {
             return Err(Error::Disagreement { device: found.name(), other: freshest_name });
         }
-        if let Some((_, other)) = current.iter().find(|(taken, _)| *taken == slot) {
+        let same_place = |(taken, other): &&(Slot, Candidate)| {
+            *taken == slot && other.superblock.replacement == its.replacement
+        };
+        if let Some((_, other)) = chosen.current.iter().find(same_place) {
             return Err(Error::MemberTwice { device: found.name(), other: other.name() });
         }
-        current.push((slot, found));
+        chosen.current.push((slot, found));
     }
-    Ok((current, stale))
+    Ok(chosen)
 }
 
-fn refuse_incomplete(
-    name: &str,
-    geometry: &Geometry,
-    sets: &[Vec<Slot>],
-    current: &Current,
-    stale: &Stale,
-) -> Result<()> {
-    let is_here = |slot: &Slot| current.iter().any(|(taken, _)| taken == slot);
-    if sets.iter().all(|set| set.iter().any(is_here)) {
+fn refuse_incomplete(name: &str, geometry: &Geometry, current: &Current, stale: &Stale) -> Result<()> {
+    let holds_all = |found: &Candidate| found.superblock.recovery.is_none() && !found.superblock.replacement;
+    let is_here = |slot: &Slot| current.iter().any(|(taken, found)| taken == slot && holds_all(found));
+    if geometry.mirror_sets().iter().all(|set| set.iter().any(is_here)) {
         return Ok(());
     }
     let missing = (0..geometry.members()).filter(|&slot| !is_here(&Slot(slot))).collect();
@@ -264,19 +298,18 @@ fn refuse_incomplete(
 
 /// Device numbers without a member here that the table of any member still gives a slot: failures that are not on
 /// record everywhere yet. The freshest alone knowing of one is not enough: it may be the next that is lost.
-fn missing_but_on_record(members: &[Option<Member>]) -> u64 {
-    let absent =
-        |role: Role| matches!(role, Role::Active(slot) if members.get(slot.0).is_none_or(Option::is_none));
-    let tables = members.iter().flatten().map(|member| &member.superblock.roles);
-    let numbers: BTreeSet<usize> =
-        tables.flat_map(|roles| (0..roles.len()).filter(|&number| absent(roles[number]))).collect();
-    numbers.len() as u64
+fn missing_but_on_record(roster: &Roster) -> u64 {
+    let here: BTreeSet<usize> = roster.written().map(|member| member.number() as usize).collect();
+    let active = |role: &Role| matches!(role, Role::Active(_));
+    let tables = roster.written().map(|member| &member.superblock.roles);
+    let holders = tables.flat_map(|roles| (0..roles.len()).filter(|&number| active(&roles[number])));
+    holders.filter(|number| !here.contains(number)).collect::<BTreeSet<usize>>().len() as u64
 }
 
 /// The union of the members' bitmaps; every bit set if none can be trusted. `None` where the array has none.
-async fn read_intent(freshest: &Superblock, members: &[Option<Member>]) -> Option<Intent> {
+async fn read_intent(freshest: &Superblock, roster: &Roster) -> Option<Intent> {
     freshest.bitmap_offset?;
-    let present: Vec<&Member> = members.iter().flatten().collect();
+    let present: Vec<&Arc<Member>> = roster.written().collect();
     let read = present.iter().map(|member| read_bitmap(member.device.as_ref(), &member.superblock));
     let mut merged: Option<Intent> = None;
     let mut complete = true;

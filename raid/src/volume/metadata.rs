@@ -17,18 +17,20 @@
 //! The bitmap's event count is therefore never behind the superblock's; one that is behind was not kept up, and
 //! is not trusted.
 
-use super::{Inner, Verdict};
+use super::{Inner, Roster, Verdict};
 use crate::backup;
+use crate::badblocks;
 use crate::bitmap::PAGE;
 use crate::device::Durability;
 use crate::error::{Error, Result};
-use crate::geometry::Slot;
-use crate::member::Member;
-use crate::superblock::{CLEAN, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, timestamp};
+use crate::member::{Member, State};
+use crate::superblock::{CLEAN, Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, timestamp};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What the superblocks say besides what never changes.
@@ -37,6 +39,38 @@ pub(super) struct Content {
     /// First sector that may differ between copies.
     pub(super) resync_offset: u64,
     pub(super) roles: Vec<Role>,
+    /// Sectors of the data area used on each member.
+    pub(super) size: u64,
+    /// By device number: how far those are who are being filled, and whether they are replacements.
+    pub(super) filling: BTreeMap<u32, (Recovery, bool)>,
+    /// By device number: which change of its list of bad blocks its log holds.
+    pub(super) bad: BTreeMap<u32, u64>,
+}
+
+impl Content {
+    /// What `superblock` says, with what each of `members` says of itself.
+    pub(super) fn of<'a>(superblock: &Superblock, members: impl Iterator<Item = &'a Superblock>) -> Self {
+        let filling = members.filter_map(|its| Some((its.dev_number, (its.recovery?, its.replacement))));
+        let (resync_offset, roles, size) =
+            (superblock.resync_offset, superblock.roles.clone(), superblock.size);
+        Self { resync_offset, roles, size, filling: filling.collect(), bad: BTreeMap::new() }
+    }
+
+    /// What `roster` is, as of now.
+    fn now(roster: &Roster, resync_offset: u64) -> Self {
+        let replacements = || roster.seats.iter().filter_map(|seat| seat.replacement.as_ref());
+        let filling = roster.enlisted().filter(|member| member.state() == State::Rebuilding).map(|member| {
+            let offset = member.checkpoint() / SECTOR;
+            let recovery = Recovery { offset, by_bitmap: member.is_by_bitmap() };
+            (member.number(), (recovery, replacements().any(|one| Arc::ptr_eq(one, member))))
+        });
+        // Filled to the end is not being filled any more: the superblock says so before anybody relies on it.
+        let filling = filling
+            .filter(|(_, (recovery, is_replacement))| *is_replacement || recovery.offset < roster.size);
+        let bad = roster.enlisted().map(|member| (member.number(), member.bad_version()));
+        let bad = bad.filter(|(_, version)| *version > 0).collect();
+        Self { resync_offset, roles: roster.roles(), size: roster.size, filling: filling.collect(), bad }
+    }
 }
 
 /// The state of the members' metadata, as far as it was written.
@@ -46,8 +80,10 @@ pub(super) struct Meta {
     pub(super) events: u64,
     /// What all live superblocks say; `None` while they may differ.
     pub(super) content: Option<Content>,
-    /// By slot: the event count in the member's superblock.
-    pub(super) written: Vec<u64>,
+    /// By device number: which change of its list of bad blocks has been written, if any was.
+    pub(super) bad_written: BTreeMap<u32, u64>,
+    /// By device number: the event count in the member's superblock. Who is not listed has none.
+    pub(super) written: BTreeMap<u32, u64>,
     /// Whether the freshest superblock said "clean" at assembly.
     pub(super) was_clean: bool,
     /// Whether anything was written since.
@@ -95,8 +131,13 @@ impl Inner {
         if self.is_recorded() {
             return Ok(());
         }
+        self.record(&mut meta).await
+    }
+
+    /// Writes what is not on record yet, without a change of whether the array is in use.
+    pub(super) async fn record(&self, meta: &mut Meta) -> Result<()> {
         let resync_offset = if self.active.load(Ordering::Acquire) { 0 } else { CLEAN };
-        self.write_all(&mut meta, resync_offset).await
+        self.write_all(meta, resync_offset).await
     }
 
     fn is_recorded(&self) -> bool {
@@ -112,14 +153,35 @@ impl Inner {
         }
         let first_unsynced = self.unsynced.lock().next(0).map(|range| range.start);
         if let Some(intent) = &self.intent
-            && !self.is_degraded()
+            && !self.roster().is_degraded()
         {
             intent.lock().clear_settled(|region| self.unsynced.lock().intersects(&region));
         }
         let resync_offset = first_unsynced.map_or(CLEAN, |at| at / SECTOR);
+        // Everything has been flushed: what was filled so far is durable.
+        for member in self.roster().written() {
+            member.set_checkpoint(member.recovered());
+        }
         self.write_all(&mut meta, resync_offset).await?;
         self.active.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Takes blocks off the lists of bad ones that have been written well since.
+    pub(crate) async fn clear_healed_blocks(&self) -> Result<()> {
+        let roster = self.roster();
+        let healed: Vec<_> = roster.written().filter(|member| member.begin_clearing()).collect();
+        if healed.is_empty() {
+            return Ok(());
+        }
+        // What was written well is durable before it counts as good: else a power cut would leave an old block, which
+        // nothing calls bad any more.
+        self.flush().await?;
+        for member in healed.into_iter().filter(|member| !member.is_faulty()) {
+            member.clear_flushed();
+        }
+        self.noticed.fetch_add(1, Ordering::AcqRel);
+        self.recorded().await
     }
 
     /// Clears the bits of regions that have had no writer for a while. Degraded arrays keep theirs: they say what a
@@ -128,12 +190,12 @@ impl Inner {
         let Some(intent) = &self.intent else { return Ok(()) };
         let is_unsynced = |region: Range<u64>| self.unsynced.lock().intersects(&region);
         let idle = intent.lock().idle(is_unsynced);
-        if idle.is_empty() || self.is_degraded() {
+        if idle.is_empty() || self.roster().is_degraded() {
             return Ok(());
         }
         self.flush().await?;
         let mut meta = self.meta.lock().await;
-        if self.is_degraded() {
+        if self.roster().is_degraded() {
             return Ok(());
         }
         intent.lock().clear(&idle, is_unsynced);
@@ -145,8 +207,10 @@ impl Inner {
         meta.touched = true;
         loop {
             let noticed = self.noticed.load(Ordering::Acquire);
-            let content = Content { resync_offset, roles: self.roles() };
-            let lagging = self.live_members().any(|member| meta.written[member.slot.0] != meta.events);
+            let roster = self.roster();
+            let content = Content::now(&roster, resync_offset);
+            let lagging =
+                roster.enlisted().any(|member| meta.written.get(&member.number()) != Some(&meta.events));
             if !lagging && meta.content.as_ref() == Some(&content) {
                 self.write_pages(meta).await?;
                 if noticed == self.noticed.load(Ordering::Acquire) {
@@ -163,59 +227,47 @@ impl Inner {
                 intent.lock().set_events(meta.events);
             }
             self.write_pages(meta).await?;
-            self.write_superblocks(meta, &content, !lagging).await?;
+            self.write_bad_blocks(meta, &roster).await?;
+            self.write_superblocks(meta, &roster, &content, !lagging).await?;
             if !lagging {
                 meta.content = Some(content);
             }
         }
     }
 
-    /// What each device number is, as of now.
-    fn roles(&self) -> Vec<Role> {
-        let mut roles = self.roles_at_start();
-        for member in self.members.iter().flatten() {
-            let role = if member.is_in_sync() { Role::Active(member.slot) } else { Role::Faulty };
-            roles[member.superblock.dev_number as usize] = role;
-        }
-        roles
-    }
-
-    /// The freshest table at assembly; whoever holds a slot there and was not present counts as failed from now on.
-    fn roles_at_start(&self) -> Vec<Role> {
-        let present = |slot: Slot, number: usize| {
-            self.members[slot.0]
-                .as_ref()
-                .is_some_and(|member| member.superblock.dev_number as usize == number)
-        };
-        let table = self.members.iter().flatten().max_by_key(|member| member.superblock.events);
-        let mut roles = table.map(|member| member.superblock.roles.clone()).unwrap_or_default();
-        for (number, role) in roles.iter_mut().enumerate() {
-            if let Role::Active(slot) = *role
-                && !present(slot, number)
-            {
-                *role = Role::Faulty;
-            }
-        }
-        roles
-    }
-
     /// Writes the superblocks that lack the current event count. With `copies`, their second copies first.
-    async fn write_superblocks(&self, meta: &mut Meta, content: &Content, copies: bool) -> Result<()> {
+    async fn write_superblocks(
+        &self,
+        meta: &mut Meta,
+        roster: &Roster,
+        content: &Content,
+        copies: bool,
+    ) -> Result<()> {
         let updated = timestamp(self.runtime.wall_clock());
-        let mut order: Vec<(&Member, [u8; SUPER_BYTES])> = self
-            .live_members()
-            .filter(|member| meta.written[member.slot.0] != meta.events)
+        let written = |meta: &Meta, member: &Member| meta.written.get(&member.number()).copied();
+        let mut order: Vec<(&Arc<Member>, [u8; SUPER_BYTES])> = roster
+            .enlisted()
+            .filter(|member| written(meta, member) != Some(meta.events))
             .map(|member| {
                 let mut superblock = member.superblock.clone();
+                let filling = content.filling.get(&member.number());
                 superblock.events = meta.events;
                 superblock.updated = updated;
                 superblock.resync_offset = content.resync_offset;
                 superblock.roles.clone_from(&content.roles);
+                superblock.size = content.size;
+                if let Some(log) = &mut superblock.bad_block_log {
+                    // Once used, it is read: md takes the same view.
+                    log.in_use |= content.bad.contains_key(&member.number());
+                }
+                superblock.recovery =
+                    filling.map(|(recovery, _)| *recovery).filter(|r| r.offset < content.size);
+                superblock.replacement = filling.is_some_and(|(_, is_replacement)| *is_replacement);
                 superblock.corrected = u32::try_from(member.counters().1).unwrap_or(u32::MAX);
                 (member, superblock.encode())
             })
             .collect();
-        order.sort_by_key(|(member, _)| (meta.written[member.slot.0], member.slot));
+        order.sort_by_key(|(member, _)| (written(meta, member).unwrap_or(0), member.number()));
         if copies {
             let backups = order.iter().filter_map(|(member, bytes)| {
                 let copy = Bytes::copy_from_slice(&backup::encode(bytes)?);
@@ -230,15 +282,41 @@ impl Inner {
             order.into_iter().partition(|(member, _)| member.backup.is_some());
         let waves = std::iter::once(together).chain(alone.into_iter().map(|one| vec![one]));
         for wave in waves {
-            let writes = wave.iter().filter(|(member, _)| member.is_in_sync()).map(|(member, bytes)| async {
+            let writes = wave.iter().filter(|(member, _)| !member.is_faulty()).map(|(member, bytes)| async {
                 let bytes = Bytes::copy_from_slice(bytes);
                 (*member, member.device.write(SUPER_OFFSET, bytes, Durability::Stable).await)
             });
             for (member, outcome) in join_all(writes).await {
                 match outcome {
-                    Ok(()) => meta.written[member.slot.0] = meta.events,
+                    Ok(()) => drop(meta.written.insert(member.number(), meta.events)),
                     Err(failure) => self.settle_failure(member, failure)?,
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the bad-block logs whose lists have changed. A member whose list does not fit is taken out.
+    async fn write_bad_blocks(&self, meta: &mut Meta, roster: &Roster) -> Result<()> {
+        for member in roster.written() {
+            let (listed, version) = member.listed();
+            let known = meta.bad_written.get(&member.number()).copied().unwrap_or(0);
+            let (Some((at, room)), Some(log)) =
+                (member.superblock.bad_block_log_area(), member.superblock.bad_block_log)
+            else {
+                continue;
+            };
+            if version == known {
+                continue;
+            }
+            let bytes = badblocks::encode(&listed, member.superblock.data_start(), log.shift, room);
+            let outcome = match bytes {
+                Some(bytes) => member.device.write(at, Bytes::from(bytes), Durability::Stable).await,
+                None => Err(Error::TooManyBadBlocks { device: member.device.name().to_owned() }),
+            };
+            match outcome {
+                Ok(()) => drop(meta.bad_written.insert(member.number(), version)),
+                Err(failure) => self.settle_failure(member, failure)?,
             }
         }
         Ok(())
@@ -261,7 +339,8 @@ impl Inner {
     }
 
     async fn write_pages_to_halves(&self, pages: &[(usize, Vec<u8>)]) -> Result<()> {
-        let members: Vec<&Member> = self.live_members().collect();
+        let roster = self.roster();
+        let members: Vec<&Arc<Member>> = roster.written().collect();
         let (first, second) = members.split_at(members.len().div_ceil(2));
         let pages: Vec<(u64, Bytes)> =
             pages.iter().map(|(at, bytes)| (*at as u64, Bytes::copy_from_slice(bytes))).collect();

@@ -27,22 +27,28 @@
 //! and a future a leg; the payload is shared between legs, not copied.
 
 mod assemble;
+mod lifecycle;
 mod metadata;
 mod range_lock;
 mod read;
+mod roster;
 mod status;
 mod write;
 
 pub(crate) use crate::range_set::RangeSet;
 pub use crate::status::Status;
 pub use assemble::AssembleOptions;
+pub(crate) use roster::{Roster, Seat};
 
 use crate::bitmap::Intent;
 use crate::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
-use crate::geometry::{Geometry, MemberOffset, Slot, Span};
+use crate::event::{Event, EventLog};
 use crate::member::Member;
+use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::runtime::Runtime;
+use crate::sync::{Progress, Speed};
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use metadata::Meta;
 use parking_lot::Mutex;
@@ -66,17 +72,14 @@ pub struct Volume {
 /// What the volume's tasks share.
 pub(crate) struct Inner {
     pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) geometry: Geometry,
     pub(crate) uuid: Uuid,
     /// The array's name, or its UUID where it has none.
     pub(crate) name: String,
     pub(crate) read_only: bool,
-    /// By slot: members that were current when the array was assembled.
-    pub(crate) members: Vec<Option<Member>>,
-    /// Members that were given but are out of date: (slot, path).
-    stale: Vec<(Slot, String)>,
-    /// Which members hold copies together.
-    sets: Vec<Vec<Slot>>,
+    /// Who is in the array, and its geometry. Replaced under `meta` only.
+    roster: ArcSwap<Roster>,
+    /// Commands from outside (fail, add, …) come one at a time.
+    commands: tokio::sync::Mutex<()>,
     /// Serialises the decision who is taken out, so that two copies never leave each other behind.
     verdicts: Mutex<()>,
     /// Members found to have failed, or missing at assembly; and how many of these are on record.
@@ -91,20 +94,16 @@ pub(crate) struct Inner {
     pub(crate) unsynced: Mutex<RangeSet>,
     /// Whether `unsynced` holds anything, so that reads need not lock it.
     pub(crate) any_unsynced: AtomicBool,
-    pub(crate) progress: Mutex<Progress>,
+    pub(crate) progress: Progress,
+    pub(crate) speed: Speed,
+    events: EventLog,
     /// A flush of a last copy failed.
     lost: AtomicBool,
     pub(crate) gate: Gate,
     /// Wakes the background task: there is something to resync, or the volume is being stopped.
     pub(crate) wake: Arc<Notify>,
-}
-
-/// How far the current resync is.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    pub(crate) total: u64,
-    pub(crate) started: std::time::Duration,
-    pub(crate) running: bool,
+    /// Wakes the task that fills members: a slot is vacant, a member has joined, or the volume is being stopped.
+    pub(crate) vacancy: Arc<Notify>,
 }
 
 /// Counts changes in flight, and lets none in once the volume is being stopped.
@@ -156,19 +155,9 @@ impl Inner {
         Ok(Entered(Arc::clone(self)))
     }
 
-    /// The member of a slot, while it is in sync.
-    pub(crate) fn live(&self, slot: Slot) -> Option<&Member> {
-        self.members[slot.0].as_ref().filter(|member| member.is_in_sync())
-    }
-
-    /// All members that are in sync, in slot order.
-    pub(crate) fn live_members(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter().flatten().filter(|member| member.is_in_sync())
-    }
-
-    /// Whether a slot has no member in sync.
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.members.iter().any(|member| !member.as_ref().is_some_and(Member::is_in_sync))
+    /// Who is in the array now.
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        self.roster.load_full()
     }
 
     /// Decides what a member's failure means. It is taken out if the failure is its own and others hold copies of
@@ -179,24 +168,38 @@ impl Inner {
             return Verdict::Kept;
         }
         let _one_at_a_time = self.verdicts.lock();
-        if !member.is_in_sync() {
+        if member.is_faulty() {
             return Verdict::Evicted;
         }
-        let has_partner =
-            |set: &Vec<Slot>| set.iter().any(|&slot| slot != member.slot && self.live(slot).is_some());
-        if !self.sets.iter().filter(|set| set.contains(&member.slot)).all(has_partner) {
+        if !self.roster().can_spare(member) {
             tracing::error!(volume = %self.name, member = member.device.name(), %failure, "last copy failed");
             if matches!(failure, Error::Io { operation: Operation::Flush, .. }) {
                 self.lost.store(true, Ordering::Release);
             }
             return Verdict::Kept;
         }
+        self.expel(member, &failure.to_string());
+        Verdict::Evicted
+    }
+
+    /// Takes a member out. The caller holds `verdicts` and has made sure that the array can spare it.
+    fn expel(&self, member: &Member, cause: &str) {
         // Noticed before it is out: whoever sees it out also sees that this is not on record yet.
         self.noticed.fetch_add(1, Ordering::AcqRel);
         member.expel();
-        tracing::warn!(volume = %self.name, member = member.device.name(), slot = member.slot.0, %failure,
-            "member failed and is taken out");
-        Verdict::Evicted
+        self.vacancy.notify_one();
+        let (slot, path) = (member.slot().map(|slot| slot.0), member.device.name().to_owned());
+        self.tell(Event::MemberFailed { slot, path, cause: cause.to_owned() });
+    }
+
+    /// Tells whoever listens.
+    pub(crate) fn tell(&self, event: Event) {
+        self.events.emit(event);
+    }
+
+    /// Replaces the roster. The caller holds the metadata mutex.
+    fn set_roster(&self, roster: Roster) {
+        self.roster.store(Arc::new(roster));
     }
 
     /// Whether anything has been changed since the array was clean; until then nothing needs to be on record.
@@ -223,23 +226,12 @@ impl Inner {
 
     /// Rounds a range of the array out to whole blocks.
     pub(crate) fn blocks(&self, at: u64, len: u64) -> Range<u64> {
-        at / BLOCK * BLOCK..(at + len).next_multiple_of(BLOCK).min(self.geometry.size())
+        at / BLOCK * BLOCK..(at + len).next_multiple_of(BLOCK).min(self.size())
     }
 
-    /// The copies of a span that are live, in slot order: the member and the position on its device. With
-    /// `readable`, only those that hold good data.
-    pub(crate) fn copies(&self, span: Span, readable: bool) -> Vec<(&Member, u64)> {
-        let mut copies: Vec<(&Member, u64)> = self
-            .geometry
-            .places(span.chunk)
-            .filter_map(|place| {
-                let at = MemberOffset(place.at.0 + span.within);
-                let member = self.live(place.slot)?;
-                (!readable || member.is_readable(at, span.len)).then(|| (member, member.position(at)))
-            })
-            .collect();
-        copies.sort_by_key(|(member, _)| member.slot);
-        copies
+    /// Bytes the array holds.
+    pub(crate) fn size(&self) -> u64 {
+        self.roster.load().geometry.size()
     }
 }
 
@@ -298,6 +290,49 @@ impl Volume {
         status::status(&self.inner)
     }
 
+    /// Declares a member failed. Refused if it holds the last copy of anything.
+    pub async fn fail(&self, member: &MemberName) -> Result<()> {
+        let (inner, member) = (Arc::clone(&self.inner), member.clone());
+        run_to_end(&self.inner, async move { inner.fail(&member).await }).await
+    }
+
+    /// Lets a failed member or a spare go.
+    pub async fn remove(&self, member: &MemberName) -> Result<()> {
+        let (inner, member) = (Arc::clone(&self.inner), member.clone());
+        run_to_end(&self.inner, async move { inner.remove(&member).await }).await
+    }
+
+    /// Takes a device in: what it missed is copied if it was a member whose history is known, else it fills a vacant slot
+    /// from the start, else it waits as a spare. `force` allows that it is a member of another array.
+    pub async fn add(&self, device: Arc<dyn Device>, force: bool) -> Result<Added> {
+        let inner = Arc::clone(&self.inner);
+        run_to_end(&self.inner, async move { inner.add(device, force).await }).await
+    }
+
+    /// Takes a device in that is filled with what a member holds, and takes over from it then.
+    pub async fn replace(&self, member: &MemberName, device: Arc<dyn Device>) -> Result<()> {
+        let (inner, member) = (Arc::clone(&self.inner), member.clone());
+        run_to_end(&self.inner, async move { inner.replace(&member, device).await }).await
+    }
+
+    /// How fast walks in the background may go.
+    pub fn set_speed(&self, limits: SpeedLimits) {
+        self.inner.speed.limit(limits.min, limits.max);
+    }
+
+    /// How fast walks in the background may go.
+    #[must_use]
+    pub fn speed(&self) -> SpeedLimits {
+        let (min, max) = self.inner.speed.limits();
+        SpeedLimits { min, max }
+    }
+
+    /// What happens from now on.
+    #[must_use]
+    pub fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
     /// Refuses new changes, waits for those in flight, flushes, and marks the array clean. Reads go on until the
     /// volume is dropped. An error means that it could not be marked clean: the next start resyncs.
     pub async fn stop(&self) -> Result<()> {
@@ -311,11 +346,12 @@ impl Volume {
         let refused = if inner.read_only {
             Err(Error::ReadOnly { operation })
         } else {
-            check_range(operation, at, len, inner.geometry.size())
+            check_range(operation, at, len, inner.size())
         };
         if refused.is_err() || len == 0 {
             return Box::pin(async { refused });
         }
+        inner.speed.count();
         let body = Arc::clone(inner);
         run_to_end(inner, async move { body.change(at, change, durability).await })
     }
@@ -325,6 +361,7 @@ impl Drop for Volume {
     fn drop(&mut self) {
         self.inner.gate.close();
         self.inner.wake.notify_one();
+        self.inner.vacancy.notify_one();
     }
 }
 
@@ -334,7 +371,7 @@ impl Device for Volume {
     }
 
     fn size(&self) -> u64 {
-        self.inner.geometry.size()
+        self.inner.size()
     }
 
     /// The array's size is what its superblocks say, whatever its members have become.
@@ -344,6 +381,7 @@ impl Device for Volume {
     }
 
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
+        self.inner.speed.count();
         Box::pin(self.inner.read(at, buf))
     }
 

@@ -5,7 +5,7 @@
 //! does not run into what belongs to the other, close enough that streams spread over all members. Of far and offset
 //! copies the first is read: those lie like RAID 0.
 
-use super::{Inner, Verdict, run_to_end};
+use super::{Inner, Roster, Verdict, run_to_end};
 use crate::device::{Durability, Piece, buffer, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::geometry::{MemberOffset, Span};
@@ -22,12 +22,13 @@ const TURN: u64 = 4 << 20;
 impl Inner {
     pub(super) async fn read(self: &Arc<Self>, at: u64, mut buf: BytesMut) -> Result<BytesMut> {
         let len = buf.len() as u64;
-        check_range(Operation::Read, at, len, self.geometry.size())?;
+        let roster = self.roster();
+        check_range(Operation::Read, at, len, roster.geometry.size())?;
         self.settle(at, len).await?;
-        let mut spans = self.geometry.spans(at, len);
+        let mut spans = roster.geometry.spans(at, len);
         let Some(first) = spans.next() else { return Ok(buf) };
         if first.len == len {
-            return self.read_span(first, buf).await;
+            return self.read_span(&roster, first, buf).await;
         }
         let mut rest = buf.split_off(first.len as usize);
         let mut parts = vec![(first, buf)];
@@ -35,7 +36,8 @@ impl Inner {
             let tail = rest.split_off(span.len as usize);
             parts.push((span, std::mem::replace(&mut rest, tail)));
         }
-        let parts = try_join_all(parts.into_iter().map(|(span, part)| self.read_span(span, part))).await?;
+        let parts = parts.into_iter().map(|(span, part)| self.read_span(&roster, span, part));
+        let parts = try_join_all(parts).await?;
         let mut parts = parts.into_iter();
         let mut whole = parts.next().unwrap_or_default();
         // Parts that still lie beside each other in the caller's buffer join without a copy.
@@ -43,8 +45,8 @@ impl Inner {
         Ok(whole)
     }
 
-    async fn read_span(self: &Arc<Self>, span: Span, buf: BytesMut) -> Result<BytesMut> {
-        let Some((member, at)) = self.preferred(span) else { return Err(self.no_copy(span)) };
+    async fn read_span(self: &Arc<Self>, roster: &Roster, span: Span, buf: BytesMut) -> Result<BytesMut> {
+        let Some((member, at)) = self.preferred(roster, span) else { return Err(self.no_copy(span)) };
         match member.device.read(at, buf).await {
             Ok(buf) => Ok(buf),
             Err(failure) => {
@@ -57,15 +59,16 @@ impl Inner {
     }
 
     /// The copy that is read, where any can be: by turns, and in slot order where copies may still differ.
-    fn preferred(&self, span: Span) -> Option<(&Member, u64)> {
+    fn preferred<'a>(&self, roster: &'a Roster, span: Span) -> Option<(&'a Arc<Member>, u64)> {
         if self.may_differ(span.at, span.len) {
-            return self.copies(span, true).into_iter().next();
+            return roster.readable(span).into_iter().next();
         }
-        let rows = (TURN / self.geometry.chunk()).max(1);
-        let turn = span.chunk.0 / (self.geometry.period() * rows);
-        self.geometry.read_order(span.chunk, turn).find_map(|place| {
+        let geometry = &roster.geometry;
+        let rows = (TURN / geometry.chunk()).max(1);
+        let turn = span.chunk.0 / (geometry.period() * rows);
+        geometry.read_order(span.chunk, turn).find_map(|place| {
             let at = MemberOffset(place.at.0 + span.within);
-            let member = self.live(place.slot).filter(|member| member.is_readable(at, span.len))?;
+            let member = roster.at(place).find(|member| member.is_readable(at, span.len))?;
             Some((member, member.position(at)))
         })
     }
@@ -121,7 +124,8 @@ impl Inner {
 
     /// Reads all copies of a piece, returns the first good one in slot order, and rewrites those that failed.
     async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
-        let copies = self.copies(piece, true);
+        let roster = self.roster();
+        let copies = roster.readable(piece);
         let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(piece.len as usize)));
         let outcomes = join_all(reads).await;
         let (mut good, mut bad, mut last) = (None, Vec::new(), self.no_copy(piece));
@@ -149,7 +153,7 @@ impl Inner {
         self: &Arc<Self>,
         range: &std::ops::Range<u64>,
         good: &Bytes,
-        bad: Vec<(&Member, u64)>,
+        bad: Vec<(&Arc<Member>, u64)>,
     ) -> Result<()> {
         // While the volume is being stopped, or after it has failed, nothing is changed any more.
         let Ok(_entered) = self.enter() else { return Ok(()) };
@@ -194,11 +198,12 @@ impl Inner {
     }
 
     pub(super) async fn locate(self: &Arc<Self>, at: u64, len: u64) -> Result<Option<Vec<Piece>>> {
-        check_range(Operation::Read, at, len, self.geometry.size())?;
+        let roster = self.roster();
+        check_range(Operation::Read, at, len, roster.geometry.size())?;
         self.settle(at, len).await?;
         let mut pieces: Vec<Piece> = Vec::new();
-        for span in self.geometry.spans(at, len) {
-            let Some((member, at)) = self.preferred(span) else { return Err(self.no_copy(span)) };
+        for span in roster.geometry.spans(at, len) {
+            let Some((member, at)) = self.preferred(&roster, span) else { return Err(self.no_copy(span)) };
             let Some(found) = member.device.locate(at, span.len).await? else { return Ok(None) };
             for piece in found {
                 match pieces.last_mut() {

@@ -1,16 +1,16 @@
 //! Filling in the status document.
 
-use super::Inner;
-use crate::geometry::Slot;
-use crate::member::Member;
-use crate::status::{BitmapStatus, MemberState, MemberStatus, Status, SyncAction, SyncStatus, VolumeState};
+use super::{Inner, Roster};
+use crate::member::{Member, State};
+use crate::status::{BitmapStatus, MemberState, MemberStatus, Status, VolumeState};
 use std::sync::atomic::Ordering;
 
 pub(super) fn status(inner: &Inner) -> Status {
-    let geometry = &inner.geometry;
+    let roster = inner.roster();
+    let geometry = &roster.geometry;
     let state = if inner.lost.load(Ordering::Acquire) {
         VolumeState::Failed
-    } else if inner.is_degraded() {
+    } else if roster.is_degraded() {
         VolumeState::Degraded
     } else if inner.active.load(Ordering::Acquire) {
         VolumeState::Active
@@ -28,47 +28,43 @@ pub(super) fn status(inner: &Inner) -> Status {
         chunk: geometry.chunk(),
         size: geometry.size(),
         state,
-        members: (0..geometry.members()).map(|slot| member_status(inner, Slot(slot))).collect(),
-        sync: sync_status(inner),
+        members: member_statuses(&roster),
+        sync: inner.progress.status(inner.runtime.now()),
         mismatches: 0,
         bitmap,
     }
 }
 
-fn member_status(inner: &Inner, slot: Slot) -> MemberStatus {
-    let absent = |path: &str, state| MemberStatus {
-        slot: Some(slot.0),
-        path: path.to_owned(),
-        state,
-        read_errors: 0,
-        corrected: 0,
-    };
-    match &inner.members[slot.0] {
-        Some(member) => present(member),
-        None => match inner.stale.iter().find(|(stale, _)| *stale == slot) {
-            Some((_, path)) => absent(path, MemberState::Faulty),
-            None => absent("", MemberState::Missing),
-        },
+/// Slots in order, replacements behind whom they are to replace, then those without a slot.
+fn member_statuses(roster: &Roster) -> Vec<MemberStatus> {
+    let mut all = Vec::new();
+    for (slot, seat) in roster.seats.iter().enumerate() {
+        let absent = |path: &str, state| MemberStatus {
+            slot: Some(slot),
+            path: path.to_owned(),
+            state,
+            read_errors: 0,
+            corrected: 0,
+        };
+        if seat.member.is_none() {
+            all.push(match roster.stale.iter().find(|(stale, _)| stale.0 == slot) {
+                Some((_, path)) => absent(path, MemberState::Faulty),
+                None => absent("", MemberState::Missing),
+            });
+        }
+        all.extend(seat.all().map(|member| present(member, Some(slot))));
     }
+    all.extend(roster.idle.iter().map(|member| present(member, None)));
+    all
 }
 
-fn present(member: &Member) -> MemberStatus {
+fn present(member: &Member, slot: Option<usize>) -> MemberStatus {
     let (read_errors, corrected) = member.counters();
-    let state = if member.is_in_sync() { MemberState::InSync } else { MemberState::Faulty };
-    let path = member.device.name().to_owned();
-    MemberStatus { slot: Some(member.slot.0), path, state, read_errors, corrected }
-}
-
-fn sync_status(inner: &Inner) -> SyncStatus {
-    let left = inner.unsynced.lock().len();
-    let progress = inner.progress.lock();
-    if left == 0 || !progress.running {
-        return SyncStatus { action: SyncAction::Idle, done: 0, total: 0, speed: 0, eta_s: 0 };
-    }
-    let total = progress.total.max(left);
-    let done = total - left;
-    let elapsed = inner.runtime.now().saturating_sub(progress.started).as_millis().max(1);
-    let speed = (u128::from(done) * 1000 / elapsed) as u64;
-    let eta_s = left.checked_div(speed).unwrap_or(0);
-    SyncStatus { action: SyncAction::Resync, done, total, speed, eta_s }
+    let state = match member.state() {
+        State::InSync => MemberState::InSync,
+        State::Rebuilding => MemberState::Rebuilding,
+        State::Spare => MemberState::Spare,
+        State::Faulty => MemberState::Faulty,
+    };
+    MemberStatus { slot, path: member.device.name().to_owned(), state, read_errors, corrected }
 }

@@ -5,19 +5,26 @@
 //! 1. range lock: nothing has happened yet;
 //! 2. bits and "active" durable ([`Inner::prepare`]): the region is resynced at the next start, to no harm;
 //! 3. data to all live legs at once: legs may differ, and the bit says so;
-//! 4. a leg that failed is taken out, or the range becomes unsynced and the client gets the error;
-//! 5. what was taken out is on record on the survivors: from here on the failed leg is never read again;
+//! 4. of a leg that failed, a few blocks are listed as bad, or it is taken out, or the range becomes unsynced and the
+//!    client gets the error;
+//! 5. what was listed or taken out is on record: from here on it is never read again;
 //! 6. acknowledged.
 
 use super::metadata::Tracked;
-use super::{BLOCK, Inner, Verdict};
+use super::{BLOCK, Inner, RangeSet, Roster, Verdict};
 use crate::device::{Durability, ZeroMode};
-use crate::error::Result;
-use crate::geometry::{MemberOffset, Slot};
+use crate::error::{Error, Operation, Result};
+use crate::event::Event;
+use crate::geometry::MemberOffset;
 use crate::member::Member;
 use bytes::Bytes;
 use futures_util::future::join_all;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Blocks of one write that may turn out bad before its member counts as failed.
+const MOST_BAD: u64 = 16;
 
 /// What is to become of a range.
 pub(crate) enum Change {
@@ -37,9 +44,29 @@ impl Change {
 }
 
 /// A part of a change, on one leg.
-enum LegChange {
-    Data(u64, Bytes),
-    Zeroes(u64, u64),
+struct Leg<'a> {
+    member: &'a Arc<Member>,
+    /// First byte of the array that it is a copy of; `None` where several pieces of the array were joined.
+    of: Option<u64>,
+    /// First byte in the member's data area.
+    at: u64,
+    len: u64,
+    /// `None`: zeroes.
+    data: Option<Bytes>,
+}
+
+impl Leg<'_> {
+    fn range(&self) -> Range<u64> {
+        self.at..self.at + self.len
+    }
+
+    async fn submit(&self, mode: ZeroMode, durability: Durability) -> Result<()> {
+        let at = self.member.position(MemberOffset(self.at));
+        match &self.data {
+            Some(data) => self.member.device.write(at, data.clone(), durability).await,
+            None => self.member.device.write_zeroes(at, self.len, mode, durability).await,
+        }
+    }
 }
 
 impl Inner {
@@ -65,74 +92,100 @@ impl Inner {
     }
 
     /// Submits the change to all live legs at once and waits for all. Returns a failure that was not settled by
-    /// taking the leg out.
-    async fn change_legs(&self, at: u64, change: &Change, durability: Durability) -> Option<crate::Error> {
+    /// taking the leg out or by listing blocks of it as bad.
+    async fn change_legs(&self, at: u64, change: &Change, durability: Durability) -> Option<Error> {
+        // Taken under the range lock: whoever has joined by now is written, and whoever joins later copies this.
+        let roster = self.roster();
         let legs = match change {
-            Change::Data(data) => self.data_legs(at, data),
-            Change::Zeroes(len, _) => self.zero_legs(at, *len),
+            Change::Data(data) => data_legs(&roster, at, data),
+            Change::Zeroes(len, _) => zero_legs(&roster, at, *len),
         };
         let mode = if let Change::Zeroes(_, mode) = change { *mode } else { ZeroMode::Allocate };
-        let outcomes = join_all(legs.into_iter().map(|(member, leg)| async move {
-            let outcome = match leg {
-                LegChange::Data(at, data) => member.device.write(at, data, durability).await,
-                LegChange::Zeroes(at, len) => member.device.write_zeroes(at, len, mode, durability).await,
-            };
-            (member, outcome)
+        let outcomes = join_all(legs.into_iter().map(|leg| async move {
+            let outcome = leg.submit(mode, durability).await;
+            if outcome.is_ok() {
+                leg.member.note_written(&leg.range());
+            }
+            (leg, outcome)
         }))
         .await;
         let mut unsettled = None;
-        for (member, outcome) in outcomes {
-            if let Err(failure) = outcome
-                && self.judge(member, &failure) == Verdict::Kept
-            {
-                unsettled.get_or_insert(failure);
+        for (leg, outcome) in &outcomes {
+            let Err(failure) = outcome else { continue };
+            // Another leg that counts has this: then a few bad blocks need not cost the member.
+            let is_elsewhere = outcomes.iter().any(|(other, outcome)| {
+                outcome.is_ok() && other.of == leg.of && other.of.is_some() && other.member.is_in_sync()
+            });
+            if is_elsewhere && self.narrow(leg, failure).await {
+                continue;
+            }
+            if self.judge(leg.member, failure) == Verdict::Kept {
+                unsettled.get_or_insert_with(|| failure.clone());
             }
         }
         unsettled
     }
 
-    fn data_legs(&self, at: u64, data: &Bytes) -> Vec<(&Member, LegChange)> {
-        let mut legs = Vec::with_capacity(self.geometry.copies());
-        for span in self.geometry.spans(at, data.len() as u64) {
-            let start = (span.at - at) as usize;
-            let part = data.slice(start..start + span.len as usize);
-            for place in self.geometry.places(span.chunk) {
-                if let Some(member) = self.live(place.slot) {
-                    let at = member.position(MemberOffset(place.at.0 + span.within));
-                    legs.push((member, LegChange::Data(at, part.clone())));
+    /// Writes a leg that failed again, block by block, and lists those that fail again as bad. Returns whether that was
+    /// possible: it is not for a device that seems gone as a whole, nor where durability failed.
+    async fn narrow(&self, leg: &Leg<'_>, failure: &Error) -> bool {
+        let (Some(data), Error::Io { operation: Operation::Write, .. }, false) =
+            (&leg.data, failure, failure.spares_device())
+        else {
+            return false;
+        };
+        if leg.member.superblock.bad_block_log.is_none() || leg.member.is_faulty() {
+            return false;
+        }
+        let (mut at, end) = (leg.at, leg.at + leg.len);
+        let mut bad = RangeSet::default();
+        while at < end {
+            let to = ((at / BLOCK + 1) * BLOCK).min(end);
+            let part = data.slice((at - leg.at) as usize..(to - leg.at) as usize);
+            let written =
+                leg.member.device.write(leg.member.position(MemberOffset(at)), part, Durability::Cached);
+            match written.await {
+                Ok(()) => leg.member.note_written(&(at..to)),
+                // Whole blocks: what a partial write of a block left in the rest of it is unknown.
+                Err(Error::Io { operation: Operation::Write, .. }) => {
+                    bad.insert(at / BLOCK * BLOCK..to.next_multiple_of(BLOCK));
                 }
+                Err(_) => return false,
+            }
+            if bad.len() > MOST_BAD * BLOCK {
+                return false;
+            }
+            at = to;
+        }
+        for range in bad.within(&(0..u64::MAX)) {
+            if !self.list_bad(leg.member, range) {
+                return false;
             }
         }
-        legs
+        true
     }
 
-    /// Without a payload to split, neighbouring chunks of a member become one range: a few operations for any length.
-    fn zero_legs(&self, at: u64, len: u64) -> Vec<(&Member, LegChange)> {
-        let mut ranges: Vec<Vec<(u64, u64)>> = vec![Vec::new(); self.geometry.members()];
-        for span in self.geometry.spans(at, len) {
-            for place in self.geometry.places(span.chunk) {
-                let (start, list) = (place.at.0 + span.within, &mut ranges[place.slot.0]);
-                match list.last_mut() {
-                    Some((first, len)) if *first + *len == start => *len += span.len,
-                    _ => list.push((start, span.len)),
-                }
-            }
+    /// Lists a range of a member's data area as bad; `false` where the member has no list. The caller waits for
+    /// `recorded` before it acknowledges anything that relies on it.
+    pub(crate) fn list_bad(&self, member: &Member, range: Range<u64>) -> bool {
+        let (at, len) = (member.position(MemberOffset(range.start)), range.end - range.start);
+        self.noticed.fetch_add(1, Ordering::AcqRel);
+        if !member.note_bad(range) {
+            return false;
         }
-        let mut legs = Vec::new();
-        for (slot, list) in ranges.into_iter().enumerate() {
-            if let Some(member) = self.live(Slot(slot)) {
-                legs.extend(list.into_iter().map(|(start, len)| {
-                    (member, LegChange::Zeroes(member.position(MemberOffset(start)), len))
-                }));
-            }
+        if let Some(slot) = member.slot() {
+            let path = member.device.name().to_owned();
+            self.tell(Event::BadBlocks { slot: slot.0, path, at, len });
         }
-        legs
+        true
     }
 
     /// Makes all completed changes durable on every live leg.
     pub(crate) async fn flush(&self) -> Result<()> {
         self.refuse_if_lost()?;
-        let flushes = self.live_members().map(|member| async move { (member, member.device.flush().await) });
+        // Members that are being filled as well: what was acknowledged must be on them when they count.
+        let roster = self.roster();
+        let flushes = roster.written().map(|member| async move { (member, member.device.flush().await) });
         let outcomes = join_all(flushes).await;
         let mut unsettled = None;
         for (member, outcome) in outcomes {
@@ -154,6 +207,7 @@ impl Inner {
     pub(super) async fn stop(self: &Arc<Self>) -> Result<()> {
         self.gate.close();
         self.wake.notify_one();
+        self.vacancy.notify_one();
         self.gate.drained().await;
         if self.read_only {
             return Ok(());
@@ -161,4 +215,40 @@ impl Inner {
         self.flush().await?;
         self.mark_stopped().await
     }
+}
+
+fn data_legs<'a>(roster: &'a Roster, at: u64, data: &Bytes) -> Vec<Leg<'a>> {
+    let mut legs = Vec::with_capacity(roster.geometry.copies());
+    for span in roster.geometry.spans(at, data.len() as u64) {
+        let start = (span.at - at) as usize;
+        let part = data.slice(start..start + span.len as usize);
+        for place in roster.geometry.places(span.chunk) {
+            for member in roster.at(place).filter(|member| member.is_written()) {
+                let (at, of, data) = (place.at.0 + span.within, Some(span.at), Some(part.clone()));
+                legs.push(Leg { member, of, at, len: span.len, data });
+            }
+        }
+    }
+    legs
+}
+
+/// Without a payload to split, neighbouring chunks of a member become one range: a few operations for any length.
+fn zero_legs(roster: &Roster, at: u64, len: u64) -> Vec<Leg<'_>> {
+    let mut ranges: Vec<RangeSet> = vec![RangeSet::default(); roster.seats.len()];
+    for span in roster.geometry.spans(at, len) {
+        for place in roster.geometry.places(span.chunk) {
+            let start = place.at.0 + span.within;
+            ranges[place.slot.0].insert(start..start + span.len);
+        }
+    }
+    let mut legs = Vec::new();
+    for (seat, set) in roster.seats.iter().zip(ranges) {
+        for member in seat.all().filter(|member| member.is_written()) {
+            legs.extend(set.within(&(0..u64::MAX)).into_iter().map(|range| {
+                let len = range.end - range.start;
+                Leg { member, of: None, at: range.start, len, data: None }
+            }));
+        }
+    }
+    legs
 }

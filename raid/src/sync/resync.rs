@@ -6,82 +6,43 @@
 //! holds must not change, whichever member is lost.
 //!
 //! Two callers: a reader that needs a range now, and a walk in the background. Neither costs anything once the set
-//! is empty. The same background task clears the bits of regions that have come to rest.
+//! is empty.
 
+use super::Pace;
 use crate::device::{Durability, buffer};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::geometry::Span;
 use crate::member::Member;
 use crate::superblock::SECTOR;
 use crate::volume::{BLOCK, Inner, Verdict};
 use bytes::{Bytes, BytesMut};
-use futures_util::future::{Either, join_all, select};
+use futures_util::future::join_all;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// What a reader has made equal at least, so that neighbouring reads need not each do it.
 const READ_WINDOW: u64 = 64 << 10;
 /// What the background walk makes equal at once: writers wait for no longer than that takes.
 const WALK_WINDOW: u64 = 1 << 20;
-/// Time between looks for bits to clear, and before what could not be made equal is tried again.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// Starts the volume's background task. It ends when the volume is stopped or dropped.
-pub(crate) fn spawn(inner: &Arc<Inner>) {
-    let (runtime, wake) = (Arc::clone(&inner.runtime), Arc::clone(&inner.wake));
-    let volume = Arc::downgrade(inner);
-    let sleeper = Arc::clone(&runtime);
-    runtime.spawn(Box::pin(async move {
-        loop {
-            let Some(inner) = volume.upgrade() else { return };
-            let walked = walk(&inner).await;
-            if matches!(walked, Err(Error::Stopped { .. })) {
-                return;
-            }
-            if let Err(failure) = look(&inner).await {
-                if matches!(failure, Error::Stopped { .. }) {
-                    return;
-                }
-                tracing::warn!(volume = %inner.name, %failure, "the bitmap could not be cleared");
-            }
-            let more = walked.is_ok() && inner.any_unsynced.load(Ordering::Acquire);
-            // Held no longer than needed: a volume that was dropped must not live on in its own background.
-            drop(inner);
-            if !more {
-                let (asleep, woken) = (sleeper.sleep(LOOK), wake.notified());
-                futures_util::pin_mut!(woken);
-                match select(asleep, woken).await {
-                    Either::Left(_) | Either::Right(_) => {}
-                }
-            }
-        }
-    }));
-}
-
-async fn look(inner: &Arc<Inner>) -> Result<()> {
-    let _entered = inner.enter()?;
-    inner.clear_idle_bits().await
-}
 
 /// Goes over all unsynced ranges once. An error says that some could not be made equal.
-async fn walk(inner: &Arc<Inner>) -> Result<()> {
+pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
     if !inner.any_unsynced.load(Ordering::Acquire) {
         return Ok(());
     }
-    {
-        let total = inner.unsynced.lock().len();
-        let mut progress = inner.progress.lock();
-        (progress.total, progress.started, progress.running) = (total, inner.runtime.now(), true);
-    }
-    tracing::info!(volume = %inner.name, "resync begins");
+    let total = inner.unsynced.lock().len();
+    let running = inner.progress.resync.begin(inner.runtime.now(), total, 0);
+    let mut pace = Pace::new(inner);
+    inner.tell(Event::ResyncStarted { total });
     let (mut from, mut outcome) = (0, Ok(()));
     loop {
         let next = inner.unsynced.lock().next(from);
         let Some(next) = next else { break };
         let window = next.start..next.end.min((next.start / WALK_WINDOW + 1) * WALK_WINDOW);
         from = window.end;
+        let bytes = window.end - window.start;
         match equalise_window(inner, window).await {
             Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
             Err(failure) => {
@@ -90,15 +51,20 @@ async fn walk(inner: &Arc<Inner>) -> Result<()> {
             }
             Ok(()) => {}
         }
+        running.advance(total.saturating_sub(inner.unsynced.lock().len()));
+        pace.took(inner, bytes).await;
     }
-    inner.progress.lock().running = false;
-    tracing::info!(volume = %inner.name, complete = outcome.is_ok(), "resync ends");
+    drop(running);
+    inner.tell(match &outcome {
+        Ok(()) => Event::ResyncFinished,
+        Err(failure) => Event::ResyncStopped { cause: failure.to_string() },
+    });
     outcome
 }
 
 /// Makes the copies of a range equal, and as much around it as makes whole windows.
 pub(crate) async fn equalise(inner: &Arc<Inner>, range: Range<u64>) -> Result<()> {
-    let size = inner.geometry.size();
+    let size = inner.size();
     let end = range.end.next_multiple_of(READ_WINDOW).min(size);
     let mut at = range.start / READ_WINDOW * READ_WINDOW;
     let mut outcome = Ok(());
@@ -119,8 +85,9 @@ async fn equalise_window(inner: &Arc<Inner>, window: Range<u64>) -> Result<()> {
     let _lock = inner.locks.lock(window.clone()).await;
     let ranges = inner.unsynced.lock().within(&window);
     let mut failed: Vec<(Range<u64>, Error)> = Vec::new();
+    let geometry = inner.roster().geometry.clone();
     for range in &ranges {
-        for span in inner.geometry.spans(range.start, range.end - range.start) {
+        for span in geometry.spans(range.start, range.end - range.start) {
             equalise_span(inner, span, &mut failed).await;
         }
     }
@@ -166,7 +133,7 @@ enum Trouble {
 /// space anywhere it was written before.
 async fn equalise_piece(inner: &Arc<Inner>, span: Span) -> std::result::Result<(), Trouble> {
     let mut first = 0;
-    for _ in 1..inner.geometry.copies() {
+    for _ in 1..inner.roster().geometry.copies() {
         match copy_from(inner, span, first).await {
             Err(Trouble::Unwritable(target, failure)) if failure.spares_device() && target != first => {
                 first = target;
@@ -180,7 +147,8 @@ async fn equalise_piece(inner: &Arc<Inner>, span: Span) -> std::result::Result<(
 /// Copies a span from the first readable copy, beginning with number `first` of the live ones in slot order, to all
 /// others.
 async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result::Result<(), Trouble> {
-    let copies = inner.copies(span, true);
+    let roster = inner.roster();
+    let copies = roster.readable(span);
     if copies.len() == 1 {
         // Nothing to compare with; whether it can be read is its reader's affair.
         return Ok(());

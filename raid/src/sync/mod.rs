@@ -1,0 +1,101 @@
+//! Walks over the array that make copies equal, all in windows under range locks, so that clients wait for one window
+//! at most.
+//!
+//! - [`resync`]: ranges that may differ after an unclean stop;
+//! - [`rebuild`]: members that are being filled.
+//!
+//! Each volume has two tasks in the background. One resyncs, and clears the bits of regions that have come to rest; the
+//! other gives vacant slots to spares and fills members. They end when the volume is stopped or dropped.
+
+mod pace;
+mod progress;
+mod rebuild;
+mod resync;
+
+pub(crate) use pace::{Pace, Speed};
+pub(crate) use progress::Progress;
+pub(crate) use resync::equalise;
+
+use crate::error::{Error, Result};
+use crate::runtime::Runtime;
+use crate::volume::Inner;
+use futures_util::future::select;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Time between looks for bits to clear, and before what failed is tried again.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Starts the volume's background tasks.
+pub(crate) fn spawn(inner: &Arc<Inner>) {
+    let runtime = &inner.runtime;
+    runtime.spawn(Box::pin(upkeep(Arc::downgrade(inner), Arc::clone(runtime), Arc::clone(&inner.wake))));
+    runtime.spawn(Box::pin(filling(Arc::downgrade(inner), Arc::clone(runtime), Arc::clone(&inner.vacancy))));
+}
+
+async fn upkeep(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, wake: Arc<Notify>) {
+    // Held no longer than needed: a volume that was dropped must not live on in its own background.
+    while let Some(inner) = volume.upgrade() {
+        let walked = resync::walk(&inner).await;
+        if matches!(walked, Err(Error::Stopped { .. })) {
+            return;
+        }
+        match look(&inner).await {
+            Err(Error::Stopped { .. }) => return,
+            Err(failure) => {
+                tracing::warn!(volume = %inner.name, %failure, "the bitmap could not be cleared");
+            }
+            Ok(()) => {}
+        }
+        let more = walked.is_ok() && inner.any_unsynced.load(Ordering::Acquire);
+        drop(inner);
+        if !more {
+            rest(runtime.as_ref(), &wake).await;
+        }
+    }
+}
+
+async fn look(inner: &Arc<Inner>) -> Result<()> {
+    let _entered = inner.enter()?;
+    inner.clear_healed_blocks().await?;
+    inner.clear_idle_bits().await
+}
+
+async fn filling(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, vacancy: Arc<Notify>) {
+    while let Some(inner) = volume.upgrade() {
+        let more = match fill(&inner).await {
+            Ok(more) => more,
+            Err(Error::Stopped { .. }) => return,
+            Err(failure) => {
+                tracing::warn!(volume = %inner.name, %failure, "a member could not be filled");
+                false
+            }
+        };
+        drop(inner);
+        if !more {
+            rest(runtime.as_ref(), &vacancy).await;
+        }
+    }
+}
+
+/// Fills one member, or gives one slot to a spare. Returns whether there may be more to do.
+async fn fill(inner: &Arc<Inner>) -> Result<bool> {
+    if inner.refuse_if_unwritable().is_err() {
+        return Ok(false);
+    }
+    let promoted = {
+        let _entered = inner.enter()?;
+        inner.promote_spare().await?
+    };
+    Ok(rebuild::next(inner).await? || promoted)
+}
+
+/// Waits until there is a reason to look, or long enough.
+async fn rest(runtime: &dyn Runtime, wake: &Notify) {
+    let woken = wake.notified();
+    futures_util::pin_mut!(woken);
+    // Whichever comes first; both are a reason.
+    drop(select(runtime.sleep(LOOK), woken).await);
+}

@@ -1,0 +1,325 @@
+//! Who comes and who goes: `fail`, `remove`, `add`, `replace`, and spares that take over.
+//!
+//! Commands come one at a time. Each is checked whole before anything changes; a refused one has changed nothing. A
+//! transition swaps the roster under the metadata mutex and is on record on all members before the command returns.
+//!
+//! What a power cut means:
+//! - while a device is being prepared: it carries no superblock yet, or one that the others' tables do not know; it is
+//!   no member;
+//! - between two superblocks of the round that announces a member: whoever knows of it says that it is being filled,
+//!   so nothing is read from it;
+//! - between the last byte that was filled and the round that says so: it is filled again from the last checkpoint.
+
+use super::{Inner, Roster, Verdict};
+use crate::bitmap::PAGE;
+use crate::device::{Device, Durability, ZeroMode};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::geometry::Slot;
+use crate::member::{Member, State, read_superblock};
+use crate::orders::{Added, MemberName};
+use crate::superblock::{Role, SECTOR, Superblock};
+use crate::volume::metadata::Meta;
+use bytes::Bytes;
+use std::sync::Arc;
+
+impl Inner {
+    /// Declares a member failed.
+    pub(crate) async fn fail(self: &Arc<Self>, name: &MemberName) -> Result<()> {
+        let _one_at_a_time = self.commands.lock().await;
+        let _entered = self.enter()?;
+        self.refuse_if_unwritable()?;
+        let member = self.find(name)?;
+        {
+            let _verdict = self.verdicts.lock();
+            if member.is_faulty() {
+                return Err(Error::AlreadyFailed { device: member.device.name().to_owned() });
+            }
+            if !self.roster().can_spare(&member) {
+                return Err(Error::LastCopy { device: member.device.name().to_owned() });
+            }
+            self.expel(&member, "it was declared failed");
+        }
+        self.recorded().await
+    }
+
+    /// Lets a member go that is not in use.
+    pub(crate) async fn remove(self: &Arc<Self>, name: &MemberName) -> Result<()> {
+        let _one_at_a_time = self.commands.lock().await;
+        let _entered = self.enter()?;
+        self.refuse_if_unwritable()?;
+        let member = self.find(name)?;
+        let mut meta = self.meta.lock().await;
+        if member.is_written() {
+            return Err(Error::MemberInUse { device: member.device.name().to_owned() });
+        }
+        let mut roster = Roster::clone(&self.roster());
+        let number = member.number() as usize;
+        if let Some(role) = roster.table.get_mut(number) {
+            // A failed member that returns must find itself called failed; a spare may return as one.
+            *role = if member.state() == State::Spare { Role::Spare } else { Role::Faulty };
+        }
+        roster.forget(&member);
+        self.set_roster(roster);
+        meta.written.remove(&member.number());
+        self.record(&mut meta).await?;
+        let slot = member.slot().map(|slot| slot.0);
+        self.tell(Event::MemberRemoved { slot, path: member.device.name().to_owned() });
+        Ok(())
+    }
+
+    /// Takes a device in: into a vacant slot if there is one, as a spare otherwise. With `force`, whatever its
+    /// superblock says of another array is overwritten.
+    pub(crate) async fn add(self: &Arc<Self>, device: Arc<dyn Device>, force: bool) -> Result<Added> {
+        let _one_at_a_time = self.commands.lock().await;
+        let _entered = self.enter()?;
+        self.refuse_if_unwritable()?;
+        self.look_at(device.as_ref(), force).await?;
+        let mut meta = self.meta.lock().await;
+        let member = self.prepare_member(device).await?;
+        self.enlist(&mut meta, &member, |roster| roster.idle.push(Arc::clone(&member))).await?;
+        if let Some(slot) = self.roster().vacancy() {
+            self.seat(&mut meta, &member, slot).await?;
+            return Ok(Added::Rebuilding(slot.0));
+        }
+        self.tell(Event::MemberAdded { slot: None, path: member.device.name().to_owned() });
+        Ok(Added::Spare)
+    }
+
+    /// Takes a device in that is to hold what a member holds, and take over from it then.
+    pub(crate) async fn replace(self: &Arc<Self>, name: &MemberName, device: Arc<dyn Device>) -> Result<()> {
+        let _one_at_a_time = self.commands.lock().await;
+        let _entered = self.enter()?;
+        self.refuse_if_unwritable()?;
+        let leaving = self.find(name)?;
+        let slot = leaving.slot().filter(|_| leaving.is_in_sync());
+        let slot = slot.ok_or_else(|| Error::NotReplaceable { device: leaving.device.name().to_owned() })?;
+        if self.roster().seats[slot.0].replacement.as_ref().is_some_and(|one| !one.is_faulty()) {
+            return Err(Error::ReplacedAlready { device: leaving.device.name().to_owned() });
+        }
+        self.look_at(device.as_ref(), false).await?;
+        let mut meta = self.meta.lock().await;
+        let member = self.prepare_member(device).await?;
+        self.enlist(&mut meta, &member, |roster| {
+            member.take_slot(slot, 0, false);
+            // One that failed before is let go.
+            let former = roster.seats[slot.0].replacement.replace(Arc::clone(&member));
+            roster.idle.extend(former);
+        })
+        .await?;
+        let path = member.device.name().to_owned();
+        self.tell(Event::MemberAdded { slot: Some(slot.0), path });
+        self.vacancy.notify_one();
+        Ok(())
+    }
+
+    /// Gives a vacant slot to a spare, if there are both. Returns whether it did.
+    pub(crate) async fn promote_spare(self: &Arc<Self>) -> Result<bool> {
+        let wanted = |roster: &Roster| roster.vacancy().zip(roster.spare().cloned());
+        if wanted(&self.roster()).is_none() {
+            return Ok(false);
+        }
+        let mut meta = self.meta.lock().await;
+        let Some((slot, spare)) = wanted(&self.roster()) else { return Ok(false) };
+        self.seat(&mut meta, &spare, slot).await?;
+        self.tell(Event::SpareTookOver { slot: slot.0, path: spare.device.name().to_owned() });
+        Ok(true)
+    }
+
+    /// A member holds everything now: it counts from here on. Everything on it has been flushed.
+    pub(crate) async fn complete(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
+        let mut meta = self.meta.lock().await;
+        let Some(slot) = member.slot() else { return Ok(()) };
+        let roster = self.roster();
+        let is_replacement =
+            roster.seats[slot.0].replacement.as_ref().is_some_and(|one| Arc::ptr_eq(one, member));
+        if is_replacement {
+            // From here on changes go to the new member alone, and are acknowledged once that is on record.
+            let mut next = Roster::clone(&roster);
+            let seat = &mut next.seats[slot.0];
+            let leaving = std::mem::replace(&mut seat.member, seat.replacement.take());
+            {
+                let _verdict = self.verdicts.lock();
+                if !member.complete() {
+                    return Ok(());
+                }
+                if let Some(leaving) = &leaving
+                    && !leaving.is_faulty()
+                {
+                    self.expel(leaving, "it was replaced");
+                }
+                next.idle.extend(leaving);
+                self.set_roster(next);
+            }
+            self.record(&mut meta).await?;
+        } else {
+            // On record first: until then the others are the ones that count.
+            member.set_checkpoint(roster.size * SECTOR);
+            self.record(&mut meta).await?;
+            let _verdict = self.verdicts.lock();
+            if !member.complete() {
+                return Ok(());
+            }
+        }
+        self.tell(Event::SpareActive { slot: slot.0, path: member.device.name().to_owned() });
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Makes it durable how far a member has been filled.
+    pub(crate) async fn checkpoint(&self, member: &Arc<Member>, filled: u64) -> Result<()> {
+        if let Err(failure) = member.device.flush().await
+            && self.judge(member, &failure) == Verdict::Kept
+        {
+            return Err(failure);
+        }
+        let mut meta = self.meta.lock().await;
+        member.set_checkpoint(filled);
+        self.record(&mut meta).await
+    }
+
+    /// Whether anything may be changed at all.
+    pub(crate) fn refuse_if_unwritable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::ReadOnly { operation: crate::error::Operation::Write });
+        }
+        self.refuse_if_lost()
+    }
+
+    fn find(&self, name: &MemberName) -> Result<Arc<Member>> {
+        let roster = self.roster();
+        let found = match name {
+            MemberName::Slot(slot) => roster.seats.get(*slot).and_then(|seat| seat.member.clone()),
+            MemberName::Path(path) => roster.all().find(|member| member.device.name() == path).cloned(),
+        };
+        found.ok_or_else(|| Error::NoSuchSlot { name: name.to_string(), volume: self.name.clone() })
+    }
+
+    /// Checks that a device may join.
+    async fn look_at(&self, device: &dyn Device, force: bool) -> Result<()> {
+        let roster = self.roster();
+        let like = pattern(&roster)?;
+        let needed = like.data_start() + roster.size * SECTOR;
+        if device.size() < needed {
+            return Err(Error::TooSmall { device: device.name().to_owned(), size: device.size(), needed });
+        }
+        let found = match read_superblock(device).await {
+            Ok(found) => found,
+            // Nothing that was ever a member, or a damaged one: it is filled anew.
+            Err(Error::Superblock { .. }) => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        if found.array != self.uuid {
+            let (device, array) = (device.name().to_owned(), found.array);
+            return if force { Ok(()) } else { Err(Error::OtherArray { device, array }) };
+        }
+        let same = |member: &&Arc<Member>| {
+            !member.is_faulty()
+                && member.number() == found.dev_number
+                && member.superblock.device == found.device
+        };
+        if let Some(member) = roster.all().find(same) {
+            let (device, other) = (device.name().to_owned(), member.device.name().to_owned());
+            return Err(Error::MemberTwice { device, other });
+        }
+        Ok(())
+    }
+
+    /// Makes a device look like a member, but for its superblock.
+    async fn prepare_member(&self, device: Arc<dyn Device>) -> Result<Arc<Member>> {
+        let roster = self.roster();
+        let mut superblock = pattern(&roster)?;
+        let mut id = [0; 16];
+        self.runtime.fill_random(&mut id);
+        superblock.device = uuid::Builder::from_random_bytes(id).into_uuid();
+        superblock.dev_number = free_number(&roster)?;
+        superblock.data_size = (device.size() - superblock.data_start()) / SECTOR;
+        (superblock.corrected, superblock.devflags) = (0, 0);
+        (superblock.recovery, superblock.replacement) = (None, false);
+        if let Some(log) = &mut superblock.bad_block_log {
+            log.in_use = false;
+        }
+        let data = superblock.data_start();
+        device.write_zeroes(0, data, ZeroMode::MayPunch, Durability::Cached).await?;
+        if let Some((at, len)) = superblock.bad_block_log_area() {
+            device.write(at, Bytes::from(vec![0xff; len]), Durability::Cached).await?;
+        }
+        device.flush().await?;
+        let records = has_records(&roster).then(|| superblock.backup_start()).flatten();
+        Ok(Arc::new(Member::new(device, superblock, State::Spare, records)))
+    }
+
+    /// Brings a new member's bitmap up to date, lets `join` put it into the roster, and puts that on record.
+    async fn enlist(
+        self: &Arc<Self>,
+        meta: &mut Meta,
+        member: &Arc<Member>,
+        join: impl FnOnce(&mut Roster),
+    ) -> Result<()> {
+        self.write_bitmap(member).await?;
+        let mut roster = Roster::clone(&self.roster());
+        join(&mut roster);
+        self.set_roster(roster);
+        self.record(meta).await?;
+        if !member.is_faulty() {
+            return Ok(());
+        }
+        // It failed at its first superblock: it never was a member.
+        let mut roster = Roster::clone(&self.roster());
+        roster.forget(member);
+        self.set_roster(roster);
+        self.record(meta).await?;
+        Err(Error::JoinFailed { device: member.device.name().to_owned() })
+    }
+
+    /// Writes all pages of the bitmap to a member that is not written yet. The metadata mutex is held: no page changes
+    /// on the others meanwhile.
+    async fn write_bitmap(&self, member: &Member) -> Result<()> {
+        let (Some(start), Some(intent)) = (member.superblock.bitmap_start(), &self.intent) else {
+            return Ok(());
+        };
+        let pages = intent.lock().encode();
+        debug_assert!(pages.len().is_multiple_of(PAGE));
+        member.device.write(start, Bytes::from(pages), Durability::Stable).await
+    }
+
+    /// Gives a spare a slot; whoever held it before is kept aside.
+    async fn seat(self: &Arc<Self>, meta: &mut Meta, spare: &Arc<Member>, slot: Slot) -> Result<()> {
+        self.enlist(meta, spare, |roster| {
+            roster.idle.retain(|one| !Arc::ptr_eq(one, spare));
+            let seat = &mut roster.seats[slot.0];
+            let former = seat.member.replace(Arc::clone(spare));
+            roster.idle.extend(former);
+            roster.stale.retain(|(stale, _)| *stale != slot);
+            spare.take_slot(slot, 0, false);
+        })
+        .await?;
+        self.tell(Event::MemberAdded { slot: Some(slot.0), path: spare.device.name().to_owned() });
+        self.vacancy.notify_one();
+        Ok(())
+    }
+}
+
+/// A member's superblock that tells what all have in common.
+fn pattern(roster: &Roster) -> Result<Superblock> {
+    let in_sync = roster.written().find(|member| member.is_in_sync());
+    in_sync.map(|member| member.superblock.clone()).ok_or(Error::NoMembers)
+}
+
+/// Whether the members carry records of our own.
+fn has_records(roster: &Roster) -> bool {
+    roster.written().all(|member| member.backup.is_some())
+}
+
+/// A device number that nobody has; one that was never given out, as long as there are any: a former member that
+/// returns must not be taken for its successor.
+fn free_number(roster: &Roster) -> Result<u32> {
+    let roles = roster.roles();
+    let taken = |number: usize| roster.all().any(|member| member.number() as usize == number);
+    let free = |wanted: Role| {
+        (0..roles.len())
+            .find(|&number| roles[number] == wanted && !taken(number) && number >= roster.seats.len())
+    };
+    let free = free(Role::Spare).or_else(|| free(Role::Faulty));
+    free.map(|number| number as u32).ok_or(Error::NoNumberLeft { count: roles.len() })
+}
