@@ -13,6 +13,7 @@
 //! - [`geometry`]: where a byte of the array lies on its members; pure.
 //! - [`range_set`]: a set of byte positions; pure.
 //! - [`superblock`], [`backup`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
+//! - [`record`]: what md's metadata has no room for, kept beside it, bytes ↔ value; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop.
@@ -34,6 +35,7 @@ pub mod range_set;
 pub mod backup;
 pub mod badblocks;
 pub mod bitmap;
+pub mod record;
 pub mod superblock;
 
 pub mod member;

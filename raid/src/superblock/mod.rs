@@ -32,6 +32,7 @@ mod error;
 pub use error::SuperblockError;
 
 use crate::geometry::{Geometry, GeometryError, Layout, MAX_MEMBERS, Slot};
+use crate::record::RECORDS_BYTES;
 use uuid::Uuid;
 
 /// Bytes a sector, md's unit.
@@ -44,9 +45,6 @@ pub const SUPER_BYTES: usize = 4096;
 const DEFAULT_MAX_DEV: usize = 384;
 /// `resync_offset` of an array that was stopped cleanly.
 pub const CLEAN: u64 = u64::MAX;
-
-/// Bytes of our two records.
-pub const RECORDS_BYTES: u64 = 32 << 10;
 
 const MAGIC: u32 = 0xa92b_4efc;
 const LEVEL_RAID10: u32 = 10;
