@@ -40,7 +40,7 @@ pub struct Serve {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// If no member exists yet, make sparse image files of this size and an array on them (say 4G).
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "data_dir")]
+    #[arg(long, value_name = "SIZE", value_parser = raid::cli::size::parse, conflicts_with = "data_dir")]
     pub create_size: Option<u64>,
     /// Where Kafka clients connect.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
@@ -84,33 +84,9 @@ impl Cli {
     }
 }
 
-/// A size: a number of bytes, or one with K, M, G or T (powers of 1024).
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size: write a number, or one with K, M, G or T, such as 4G");
-    let (digits, shift) = match text.char_indices().last().ok_or_else(wrong)? {
-        (at, 'k' | 'K') => (&text[..at], 10),
-        (at, 'm' | 'M') => (&text[..at], 20),
-        (at, 'g' | 'G') => (&text[..at], 30),
-        (at, 't' | 'T') => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_powers_of_1024() {
-        assert_eq!(size("4G"), Ok(4 << 30));
-        assert_eq!(size("512k"), Ok(512 << 10));
-        assert_eq!(size("1000"), Ok(1000));
-        for wrong in ["", "G", "-1", "4GB", "0", "99999999999T", "1.5G"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn nothing_named_means_the_default_images() {

@@ -11,7 +11,7 @@ use logstore::{Home, Store, StoreOptions};
 use raid::control::{self, ControlServer, StopHandle};
 use raid::device::Device;
 use raid::runtime::{Runtime, TokioRuntime};
-use raid::status::VolumeState;
+use raid::status::Status;
 use raid::volume::Volume;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -39,6 +39,8 @@ enum Failure {
     Listen { address: String, cause: io::Error, option: &'static str },
     #[error(transparent)]
     Volume(#[from] OpenError),
+    #[error("--data-dir {0} is a file: name a directory, or use --volume for members of an array")]
+    NotDirectory(String),
     #[error("cannot open the log: {0}")]
     Store(#[from] logstore::Error),
     #[error("the log did not close cleanly, the next start will check it: {0}")]
@@ -189,12 +191,14 @@ async fn serve_log(
     store.close().await.map_err(Failure::Close)
 }
 
-/// Lets `raid10 status` and `raid10 stop` find the volume. Clients are served without it, too.
+/// Lets `raid10` find the volume. Clients are served without it, too.
 async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<ControlServer> {
     match control::serve(Arc::clone(volume), stop.clone()).await {
         Ok(control) => Some(control),
         Err(error) => {
-            eprintln!("broker: `raid10 status` and `raid10 stop` will not see this volume: {error}");
+            eprintln!(
+                "broker: `raid10 status`, `raid10 stop` and the like will not see this volume: {error}"
+            );
             None
         }
     }
@@ -202,6 +206,9 @@ async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<Control
 
 async fn open_home(serve: &Serve, engine: &Arc<dyn Runtime>) -> Result<(Home, Option<Arc<Volume>>), Failure> {
     if let Some(directory) = &serve.data_dir {
+        if directory.exists() && !directory.is_dir() {
+            return Err(Failure::NotDirectory(directory.display().to_string()));
+        }
         return Ok((Home::Directory(directory.clone()), None));
     }
     let opened = volume::open(&serve.volume, serve.create_size, Arc::clone(engine)).await?;
@@ -219,26 +226,25 @@ fn introduce(opened: &Opened) {
         "broker: array {} ({}), {}, {gib:.1} GiB on {} members{how}",
         status.name,
         status.uuid,
-        state_name(status.state),
+        status.state,
         status.members.len()
     );
-    if !opened.missing.is_empty() {
-        let missing: Vec<String> = opened.missing.iter().map(|p| p.display().to_string()).collect();
-        eprintln!(
-            "broker: running degraded, without {}: all data is served from the mirrors, and one more loss may end that; \
-             this version cannot rebuild a member yet (README.md, \"Limits\")",
-            missing.join(", ")
-        );
+    if let Some(line) = missing(opened, &status) {
+        eprintln!("broker: {line}");
     }
 }
 
-fn state_name(state: VolumeState) -> &'static str {
-    match state {
-        VolumeState::Clean => "clean",
-        VolumeState::Active => "active",
-        VolumeState::Degraded => "degraded",
-        VolumeState::Failed => "failed",
-    }
+/// What is missing, what that means, and what to do.
+fn missing(opened: &Opened, status: &Status) -> Option<String> {
+    let paths: Vec<String> = opened.missing.iter().map(|p| p.display().to_string()).collect();
+    (!paths.is_empty()).then(|| {
+        format!(
+            "running degraded, without {}: all data is served from the mirrors, and one more loss may end that; \
+             `raid10 add {} PATH` puts a new file or device in its place",
+            paths.join(", "),
+            status.name
+        )
+    })
 }
 
 /// What clients are told to connect to.

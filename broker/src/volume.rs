@@ -1,7 +1,8 @@
 //! Opening the volume a broker runs on; making it, where none of it exists yet.
 //!
 //! Rule: where any member of an array is there, nothing is made. A set that is there in part starts degraded if it
-//! safely can, and says what is missing; a start never puts a new image in the place of a lost one.
+//! safely can, and says what is missing; a start never puts a new image in the place of a lost one:
+//! `raid10 add` does, when a person says so.
 
 use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, FileDevice, OpenMode};

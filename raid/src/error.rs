@@ -301,6 +301,69 @@ pub enum Error {
         /// What went wrong.
         cause: String,
     },
+    /// A command names a member that the volume does not have.
+    #[error("volume {volume} has no member {member}; `raid10 status` shows its members")]
+    UnknownMember {
+        /// The volume's name.
+        volume: String,
+        /// As it was named.
+        member: String,
+    },
+    /// A device to be added belongs to the volume already.
+    #[error("{device} is a member of volume {volume} already ({what}){}", held_hint(*.failed))]
+    AlreadyMember {
+        /// Path of the device.
+        device: String,
+        /// The volume's name.
+        volume: String,
+        /// What it is there.
+        what: String,
+        /// Whether it failed and is still held.
+        failed: bool,
+    },
+    /// Limits that contradict each other.
+    #[error(
+        "the speed must be at least {min} and at most {max} bytes a second: no speed is both; name both limits"
+    )]
+    SpeedLimits {
+        /// The lower one.
+        min: u64,
+        /// The upper one.
+        max: u64,
+    },
+    /// A request to the control socket that is not one.
+    #[error("the request makes no sense: {0}; both sides must be of one version")]
+    BadRequest(String),
+    /// A volume was waited for, and is not served any more.
+    #[error("volume {name} was stopped while it was waited for; serve it again, and it goes on where it was")]
+    Gone {
+        /// The volume's name.
+        name: String,
+    },
+    /// A volume was waited for, and failed.
+    #[error(
+        "volume {name} failed: some data has no copy that is known to be good; `raid10 status` shows its members"
+    )]
+    WaitedForFailed {
+        /// The volume's name.
+        name: String,
+    },
+    /// A scrub did not come to its end.
+    #[error("the scrub of volume {name} stopped before its end: {cause}; start it again")]
+    ScrubStopped {
+        /// The volume's name.
+        name: String,
+        /// Why.
+        cause: String,
+    },
+    /// A program to be run on events cannot be.
+    #[error("cannot run {program} on events: {}; name an executable file", words(*errno))]
+    NoProgram {
+        /// As the user named it.
+        program: String,
+        /// What the system said.
+        errno: Errno,
+    },
     /// The system does not give this process what it needs to run (threads, signals).
     #[error("cannot start: {}", words(*errno))]
     Runtime {
@@ -410,6 +473,10 @@ fn stale_hint(stale: &[String]) -> String {
     if stale.is_empty() { String::new() } else { format!(" ({} is out of date)", stale.join(", ")) }
 }
 
+fn held_hint(failed: bool) -> &'static str {
+    if failed { "; `raid10 remove` lets it go first" } else { "" }
+}
+
 /// What the system calls an errno, without its number.
 fn words(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
@@ -439,17 +506,22 @@ impl Error {
             | Self::Listen { errno, .. }
             | Self::RuntimeDir { errno, .. }
             | Self::Runtime { errno }
+            | Self::NoProgram { errno, .. }
             | Self::ControlUnreachable { errno, .. } => *errno,
-            Self::NoSuchMember { .. } | Self::NoneExists(_) | Self::NotServed { .. } => Errno::NOENT,
+            Self::NoSuchMember { .. }
+            | Self::NoneExists(_)
+            | Self::NotServed { .. }
+            | Self::UnknownMember { .. } => Errno::NOENT,
             Self::AddressInUse { .. } => Errno::ADDRINUSE,
             Self::UnknownHost { .. } => Errno::ADDRNOTAVAIL,
             Self::PlaintextRemote { .. } => Errno::ACCESS,
             Self::InUse { .. }
+            | Self::AlreadyMember { .. }
             | Self::AlreadyFailed { .. }
             | Self::LastCopy { .. }
             | Self::MemberInUse { .. }
             | Self::ReplacedAlready { .. } => Errno::BUSY,
-            Self::Stopped { .. } => Errno::SHUTDOWN,
+            Self::Stopped { .. } | Self::Gone { .. } => Errno::SHUTDOWN,
             Self::OutOfBounds { .. }
             | Self::NoDirect { .. }
             | Self::NoMembers
@@ -459,6 +531,8 @@ impl Error {
             | Self::Geometry(_)
             | Self::Name(_)
             | Self::Ambiguous { .. }
+            | Self::SpeedLimits { .. }
+            | Self::BadRequest(_)
             | Self::TooSmall { .. }
             | Self::BitmapAsked(_)
             | Self::NoSuchSlot { .. }
@@ -472,6 +546,8 @@ impl Error {
             | Self::Diverged { .. }
             | Self::ControlBroken { .. }
             | Self::Remote(_)
+            | Self::WaitedForFailed { .. }
+            | Self::ScrubStopped { .. }
             | Self::NotEnoughMembers { .. }
             | Self::Failed { .. }
             | Self::Shrank { .. }

@@ -58,6 +58,14 @@ pub struct SpeedLimits {
 }
 
 impl SpeedLimits {
+    /// Limits that some speed keeps.
+    pub fn new(min: u64, max: u64) -> crate::Result<Self> {
+        if min > max || max == 0 {
+            return Err(crate::Error::SpeedLimits { min, max });
+        }
+        Ok(Self { min, max })
+    }
+
     /// 1 MiB/s under load, as fast as it goes without.
     #[must_use]
     pub const fn standard() -> Self {

@@ -43,6 +43,17 @@ fn a_port_that_is_taken() {
 }
 
 #[test]
+fn a_data_directory_that_is_a_file() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.join("file");
+    std::fs::write(&file, "precious").expect("the sandbox can be written");
+    let mut command = sandbox.broker();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"]).arg(&file);
+    names(&refused("a file", &mut command), &["is a file", "name a directory"]);
+    assert_eq!(std::fs::read(&file).expect("it is there"), b"precious");
+}
+
+#[test]
 fn settings_that_are_wrong() {
     let sandbox = Sandbox::new();
     let logs = on(&sandbox.images(4));

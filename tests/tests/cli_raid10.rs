@@ -147,6 +147,13 @@ fn status_is_the_document_of_the_contract_served_and_offline() {
     assert_eq!(keys(&offline), keys(&live));
     assert_eq!(offline["state"], "clean");
     assert_eq!(offline["members"].as_array().unwrap().len(), 4);
+    // Members that lie side by side are found; the one that was deleted is on record, and nowhere.
+    for (slot, image) in images.iter().enumerate() {
+        let known = if slot == 3 { "" } else { image.to_str().unwrap() };
+        assert_eq!(offline["members"][slot]["path"], known);
+    }
+    let human = succeed(sandbox.raid10().arg("status").arg(&images[1]));
+    assert!(human.contains("not served") && human.contains("name it to see it"), "{human}");
     for unserved in ["vol", &uuid, images[3].to_str().unwrap()] {
         let said = refuse(sandbox.raid10().args(["status", unserved]), 1);
         assert!(said.contains("not being served"), "{said}");
@@ -592,6 +599,24 @@ fn two_volumes_of_one_name_are_told_apart() {
     one.stop();
     assert_ne!(status(&sandbox, "vol")["uuid"], uuid.as_str());
     two.stop();
+}
+
+#[test]
+fn a_directory_of_a_volumes_name_is_not_in_its_way() {
+    let sandbox = Sandbox::new();
+    let (images, _) = make(&sandbox, 2, "vol");
+    std::fs::create_dir(sandbox.join("vol")).unwrap();
+    let said = refuse(sandbox.raid10().args(["status", "vol"]), 1);
+    assert!(said.contains("not being served"), "{said}");
+    let server = Server::start(&mut serve(&sandbox, &images));
+    assert_eq!(status(&sandbox, "vol")["name"], "vol");
+    // Overwritten under the array, it still names it.
+    let junk = std::fs::OpenOptions::new().write(true).open(&images[1]).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&junk, &[0x33; 8192], 0).unwrap();
+    assert_eq!(status(&sandbox, images[1].to_str().unwrap())["name"], "vol");
+    let said = refuse(sandbox.raid10().arg("examine").arg(sandbox.join("vol")), 1);
+    assert!(said.contains("a member is a regular file or a block device"), "{said}");
+    server.kill();
 }
 
 #[test]

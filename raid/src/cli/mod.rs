@@ -7,8 +7,9 @@
 
 mod create;
 mod examine;
+mod progress;
 mod serve;
-mod size;
+pub mod size;
 mod status;
 mod stop;
 mod table;

@@ -1,7 +1,9 @@
 //! Sizes as people write them: digits, then K, M, G or T for powers of 1024. And back, for people.
 
 /// Bytes of a size such as `4G` or `512K`; more than zero.
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+///
+/// An error is a sentence for the person who typed it.
+pub fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size; write digits and then K, M, G or T, such as 4G");
     let (digits, shift) = match text.chars().last().map(|unit| unit.to_ascii_uppercase()) {
         Some('K') => (&text[..text.len() - 1], 10),
@@ -23,7 +25,8 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes for people: exact where that is short, else with one decimal.
-pub(super) fn show(bytes: u64) -> String {
+#[must_use]
+pub fn show(bytes: u64) -> String {
     let (mut unit, mut scale) = ("B", 1u64);
     for (name, shift) in [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)] {
         if bytes >> shift > 0 {

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 /// `name  value` lines.
-pub(super) fn facts<const N: usize>(facts: [(&str, String); N]) -> Table {
+pub(super) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, String)>) -> Table {
     let mut table = bare();
     for (name, value) in facts {
         table.add_row([name.to_owned(), value]);

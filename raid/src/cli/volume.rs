@@ -19,14 +19,32 @@ pub(super) enum Found {
 /// Finds a volume. A path that exists is a member; anything else is looked for among the served volumes.
 pub(super) async fn find(volume: &str) -> Result<Found> {
     let path = Path::new(volume);
-    if path.exists() {
-        let member = examine_path(path).await?;
-        let client = Client::of(member.uuid);
-        return Ok(match client.status().await? {
-            Some(status) => Found::Served(client, Box::new(status)),
-            None => Found::Offline(Box::new(member)),
-        });
+    // Directories and the like are never members, but a volume may have the same name.
+    let may_be_member = path.metadata().is_ok_and(|found| {
+        use std::os::unix::fs::FileTypeExt;
+        found.is_file() || found.file_type().is_block_device()
+    });
+    let member = if may_be_member { Some(examine_path(path).await) } else { None };
+    match member {
+        Some(Ok(member)) => {
+            let client = Client::of(member.uuid);
+            Ok(match client.status().await? {
+                Some(status) => Found::Served(client, Box::new(status)),
+                None => Found::Offline(Box::new(member)),
+            })
+        }
+        // One that has been overwritten under its array can still be named.
+        Some(Err(unreadable)) => match find_served(volume).await {
+            Err(Error::NotServed { .. }) => Err(unreadable),
+            found => found,
+        },
+        None => find_served(volume).await,
     }
+}
+
+/// Finds a volume among those that are served.
+async fn find_served(volume: &str) -> Result<Found> {
+    let path = Path::new(volume);
     let uuid = parse_uuid(volume);
     let mut matching: Vec<(Client, Status)> = client::served()
         .await?

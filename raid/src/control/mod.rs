@@ -14,9 +14,11 @@
 //! server lives; a dead server's is taken over by the next one, and told from a living one by connecting.
 
 pub mod client;
+pub mod on_event;
 pub mod server;
 
 pub use client::Client;
+pub use on_event::{OnEvent, Program};
 pub use server::{ControlServer, StopHandle, serve};
 
 use crate::error::{Error, Result};
