@@ -42,6 +42,9 @@ pub struct Serve {
     /// If no member exists yet, make sparse image files of this size and an array on them (say 4G).
     #[arg(long, value_name = "SIZE", value_parser = raid::cli::size::parse, conflicts_with = "data_dir")]
     pub create_size: Option<u64>,
+    /// Run this program on each event of the volume, as `raid10 serve --on-event` does.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "data_dir")]
+    pub on_event: Option<PathBuf>,
     /// Where Kafka clients connect.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
     pub listen: String,
@@ -69,6 +72,7 @@ impl Cli {
                 volume: Vec::new(),
                 data_dir: None,
                 create_size: None,
+                on_event: None,
                 listen: "127.0.0.1:9092".to_owned(),
                 advertise: None,
                 admin: "127.0.0.1:9644".to_owned(),

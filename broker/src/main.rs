@@ -8,8 +8,8 @@ use broker::volume::{self, OpenError, Opened};
 use broker::{Broker, Config, Endpoint, admin};
 use clap::Parser;
 use logstore::{Home, Store, StoreOptions};
-use raid::control::{self, ControlServer, StopHandle};
-use raid::device::Device;
+use raid::control::{self, ControlServer, Handles, OnEvent, Program, StopHandle, read_write};
+use raid::device::{Caching, Device};
 use raid::runtime::{Runtime, TokioRuntime};
 use raid::status::Status;
 use raid::volume::Volume;
@@ -41,6 +41,8 @@ enum Failure {
     Volume(#[from] OpenError),
     #[error("--data-dir {0} is a file: name a directory, or use --volume for members of an array")]
     NotDirectory(String),
+    #[error(transparent)]
+    OnEvent(raid::Error),
     #[error("cannot open the log: {0}")]
     Store(#[from] logstore::Error),
     #[error("the log did not close cleanly, the next start will check it: {0}")]
@@ -91,9 +93,13 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
         .local_addr()
         .map_err(|cause| Failure::System { doing: "cannot tell the listening address", cause })?;
     let advertised = endpoint(serve, listening.port())?;
+    let program = serve.on_event.as_deref().map(Program::find).transpose().map_err(Failure::OnEvent)?;
 
     let engine: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
     let (home, volume) = open_home(serve, &engine).await?;
+    let on_event = program
+        .zip(volume.as_ref())
+        .map(|(program, volume)| OnEvent::start(program, volume.name(), volume.uuid(), volume.events()));
     let stop = StopHandle::new();
     let control = match &volume {
         Some(volume) => open_control(volume, &stop).await,
@@ -114,6 +120,9 @@ async fn run(serve: &Serve, config: Config) -> Result<(), Failure> {
         stop.report(&stopped);
         if let Some(control) = control {
             control.close().await;
+        }
+        if let Some(on_event) = on_event {
+            on_event.close().await;
         }
         stopped.map_err(Failure::Stop)?;
     }
@@ -193,7 +202,8 @@ async fn serve_log(
 
 /// Lets `raid10` find the volume. Clients are served without it, too.
 async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<ControlServer> {
-    match control::serve(Arc::clone(volume), stop.clone()).await {
+    let handles = Handles { stop: stop.clone(), open: read_write(Caching::PageCache) };
+    match control::serve(Arc::clone(volume), handles).await {
         Ok(control) => Some(control),
         Err(error) => {
             eprintln!(

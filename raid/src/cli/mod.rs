@@ -7,6 +7,7 @@
 
 mod create;
 mod examine;
+mod members;
 mod progress;
 mod serve;
 pub mod size;
@@ -14,6 +15,7 @@ mod status;
 mod stop;
 mod table;
 mod volume;
+mod wait;
 
 use crate::error::Result;
 use clap::{Parser, Subcommand};
@@ -34,6 +36,12 @@ enum Command {
     Examine(examine::Examine),
     Serve(serve::Serve),
     Status(status::Status),
+    Fail(members::Fail),
+    Remove(members::Remove),
+    Add(members::Add),
+    Replace(members::Replace),
+    Wait(wait::Wait),
+    Limit(members::Limit),
     Stop(stop::Stop),
 }
 
@@ -49,6 +57,12 @@ pub fn main() -> ExitCode {
         Command::Examine(examine) => run_small(examine.run()),
         Command::Serve(serve) => serve::run(serve),
         Command::Status(status) => run_small(status.run()),
+        Command::Fail(fail) => run_small(fail.run()),
+        Command::Remove(remove) => run_small(remove.run()),
+        Command::Add(add) => run_small(add.run()),
+        Command::Replace(replace) => run_small(replace.run()),
+        Command::Wait(wait) => run_small(wait.run()),
+        Command::Limit(limit) => run_small(limit.run()),
         Command::Stop(stop) => run_small(stop.run()),
     };
     match done {
@@ -101,6 +115,14 @@ fn say_json<T: serde::Serialize>(value: &T) {
         Ok(text) => say(&text),
         Err(error) => tracing::error!("not serialisable: {error}"),
     }
+}
+
+/// A path that means the same in every directory.
+fn absolute(path: &std::path::Path) -> Result<std::path::PathBuf> {
+    std::path::absolute(path).map_err(|error| crate::Error::Open {
+        device: path.display().to_string(),
+        errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::NOENT),
+    })
 }
 
 fn one_line(text: &str) -> String {

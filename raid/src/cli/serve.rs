@@ -3,11 +3,14 @@
 //! The order matters: addresses are taken before any member is opened (a taken port must not touch the array), the
 //! control socket exists before the first client can write, and `ready` is printed when both accept connections.
 
-use super::{log_to_stderr, runtime, say};
-use crate::control::{self, ControlServer, StopHandle, make_runtime_dir, runtime_dir};
+use super::{log_to_stderr, runtime, say, size};
+use crate::control::{
+    self, ControlServer, Handles, OnEvent, Program, StopHandle, make_runtime_dir, read_write, runtime_dir,
+};
 use crate::device::{Caching, Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
 use crate::nbd::{Address, Export, Exports, Limits, Listeners, Server};
+use crate::orders::SpeedLimits;
 use crate::runtime::TokioRuntime;
 use crate::status::MemberState;
 use crate::volume::{AssembleOptions, Volume};
@@ -43,6 +46,19 @@ pub(super) struct Serve {
     /// Allow TCP addresses that other machines reach, though everything is sent in plain text.
     #[arg(long)]
     allow_plaintext_remote: bool,
+    /// Make members equal at least so fast, in bytes a second, even while clients use the volume.
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size::parse)]
+    sync_min: u64,
+    /// Make members equal at most so fast, in bytes a second; `none` for no limit.
+    #[arg(long, value_name = "SIZE", default_value = "none", value_parser = size::parse_limit)]
+    sync_max: u64,
+    /// Run this program on each event: a member failed, a spare took over, a rebuild is done, …
+    ///
+    /// As `mdadm --monitor --program` does: with the event's name, the volume's name and, where there is one, the
+    /// member's path as arguments. The whole event is on its stdin as one JSON document. One runs at a time, for a
+    /// minute at most.
+    #[arg(long, value_name = "PROGRAM")]
+    on_event: Option<PathBuf>,
 }
 
 pub(super) fn run(serve: Serve) -> Result<()> {
@@ -54,17 +70,23 @@ pub(super) fn run(serve: Serve) -> Result<()> {
 impl Serve {
     async fn run(self) -> Result<()> {
         let mut signals = Signals::new()?;
+        let speed = SpeedLimits::new(self.sync_min, self.sync_max)?;
+        let program = self.on_event.as_deref().map(Program::find).transpose()?;
         let mut listeners = Listeners::bind(&self.nbd, self.allow_plaintext_remote).await?;
         let members = open_members(&self.members, self.read_only, self.caching())?;
         let options = AssembleOptions { read_only: self.read_only };
         let volume = Volume::assemble(members, options, Arc::new(TokioRuntime::current())).await?;
+        volume.set_speed(speed);
+        let on_event =
+            program.map(|program| OnEvent::start(program, volume.name(), volume.uuid(), volume.events()));
         let stop = StopHandle::new();
         let ready = async {
             if self.nbd.is_empty() {
                 let address = default_address(&volume)?;
                 listeners = Listeners::bind(&[address], self.allow_plaintext_remote).await?;
             }
-            control::serve(Arc::clone(&volume), stop.clone()).await
+            let handles = Handles { stop: stop.clone(), open: read_write(self.caching()) };
+            control::serve(Arc::clone(&volume), handles).await
         };
         let control = match ready.await {
             Ok(control) => control,
@@ -89,6 +111,9 @@ impl Serve {
         let outcome = volume.stop().await;
         stop.report(&outcome);
         control.close().await;
+        if let Some(on_event) = on_event {
+            on_event.close().await;
+        }
         outcome
     }
 
@@ -140,7 +165,7 @@ fn announce(volume: &Volume, listeners: &Listeners, control: &ControlServer) {
     }
     for member in status.members.iter().filter(|member| member.state != MemberState::InSync) {
         let slot = member.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
-        tracing::warn!(slot, path = member.path, "member {:?}", member.state);
+        tracing::warn!(slot, path = member.path, "member {}", member.state);
     }
 }
 

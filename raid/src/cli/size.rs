@@ -24,6 +24,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A size as an upper limit: `none` for no limit.
+pub(super) fn parse_limit(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(u64::MAX) } else { parse(text) }
+}
+
 /// Bytes for people: exact where that is short, else with one decimal.
 #[must_use]
 pub fn show(bytes: u64) -> String {

@@ -16,6 +16,25 @@ pub(super) enum Found {
     Offline(Box<Examined>),
 }
 
+/// A volume that is served.
+pub(super) struct Live {
+    /// Who serves it.
+    pub(super) client: Client,
+    /// How it was when it was found.
+    pub(super) status: Box<Status>,
+}
+
+/// Finds a volume for a command that only the process that serves it can carry out.
+pub(super) async fn live(volume: &str) -> Result<Live> {
+    match find(volume).await? {
+        Found::Served(client, status) => Ok(Live { client, status }),
+        Found::Offline(_) => Err(not_served(
+            volume,
+            "start it with `raid10 serve` first: members are changed while the array is served, never offline",
+        )),
+    }
+}
+
 /// Finds a volume. A path that exists is a member; anything else is looked for among the served volumes.
 pub(super) async fn find(volume: &str) -> Result<Found> {
     let path = Path::new(volume);

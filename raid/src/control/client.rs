@@ -1,13 +1,16 @@
 //! The asking side: finding served volumes and talking to them.
 
+use super::requests::{Add, Done, Limit, OnMember, Replace};
 use super::{SUFFIX, runtime_dir, socket_path};
 use crate::error::{Error, Result};
+use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::status::Status;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -32,15 +35,50 @@ impl Client {
 
     /// How the volume is. `None`: nobody serves it.
     pub async fn status(&self) -> Result<Option<Status>> {
-        self.ask(Method::GET, "/status").await
+        self.ask(Method::GET, "/status", &()).await
     }
 
     /// Stops the volume: `Some` once it is flushed and marked clean. `None`: nobody serves it.
     pub async fn stop(&self) -> Result<Option<()>> {
-        Ok(self.ask::<Value>(Method::POST, "/stop").await?.map(|_| ()))
+        self.order("/stop", &()).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<Option<T>> {
+    /// Declares a member failed.
+    pub async fn fail(&self, member: MemberName) -> Result<Option<()>> {
+        self.order("/fail", &OnMember { member }).await
+    }
+
+    /// Lets a failed member or a spare go.
+    pub async fn remove(&self, member: MemberName) -> Result<Option<()>> {
+        self.order("/remove", &OnMember { member }).await
+    }
+
+    /// Adds the device at an absolute path. With `force`, what it holds may be destroyed.
+    pub async fn add(&self, path: PathBuf, force: bool) -> Result<Option<Added>> {
+        self.ask(Method::POST, "/add", &Add { path, force }).await
+    }
+
+    /// Begins to copy a member to the device at an absolute path, which then takes its place.
+    pub async fn replace(&self, member: MemberName, path: PathBuf) -> Result<Option<()>> {
+        self.order("/replace", &Replace { member, path }).await
+    }
+
+    /// Sets speed limits; one that is `None` stays.
+    pub async fn limit(&self, min: Option<u64>, max: Option<u64>) -> Result<Option<SpeedLimits>> {
+        self.ask(Method::POST, "/limit", &Limit { min, max }).await
+    }
+
+    /// A command that is answered by its being done.
+    async fn order(&self, path: &str, order: &impl Serialize) -> Result<Option<()>> {
+        Ok(self.ask::<Done>(Method::POST, path, order).await?.map(|Done {}| ()))
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Option<T>> {
         let stream = match UnixStream::connect(&self.socket).await {
             Ok(stream) => stream,
             Err(error) => {
@@ -60,7 +98,8 @@ impl Client {
         // What goes wrong on the connection is told to the request, too.
         let driver = tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "raid10");
-        let request = request.body(Empty::<Bytes>::new()).map_err(|e| broken(&e))?;
+        let body = serde_json::to_vec(body).map_err(|e| broken(&e))?;
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|e| broken(&e))?;
         let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(&e))?;

@@ -6,20 +6,29 @@
 //! |---|---|
 //! | `GET /status` | [`Status`](crate::status::Status), the document of `raid10 status --json` |
 //! | `POST /stop` | `{}` once the volume is flushed and marked clean |
+//! | `POST /fail`, `/remove` `{"member"}` | `{}` |
+//! | `POST /add` `{"path","force"}` | [`Added`](crate::orders::Added): being rebuilt, caught up, or a spare |
+//! | `POST /replace` `{"member","path"}` | `{}` once the copying has begun |
+//! | `POST /limit` `{"min","max"}` | [`SpeedLimits`](crate::orders::SpeedLimits) as they are now; a limit that is left out stays |
 //!
-//! A failure is answered with status 4xx (the request is at fault) or 5xx and `{"error": "a sentence"}`. Further
-//! commands on a live volume are further routes of [`server`], each with its method of [`Client`].
+//! A member is `{"slot": 1}` or `{"path": "…"}`; paths are absolute, and are opened by the process that serves. A
+//! failure is answered with status 4xx (the request is at fault, and nothing has changed) or 5xx and
+//! `{"error": "a sentence"}`.
 //!
 //! Invariants: only the owner can connect (directory 0700 if made here, socket 0600). The socket exists while the
-//! server lives; a dead server's is taken over by the next one, and told from a living one by connecting.
+//! server lives; a dead server's is taken over by the next one, and told from a living one by connecting. Commands that
+//! change the volume are carried out one at a time, each to its end, even if the client goes away.
 
 pub mod client;
+mod members;
 pub mod on_event;
+mod requests;
 pub mod server;
 
 pub use client::Client;
+pub use members::{Opener, read_write};
 pub use on_event::{OnEvent, Program};
-pub use server::{ControlServer, StopHandle, serve};
+pub use server::{ControlServer, Handles, StopHandle, serve};
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;

@@ -1,15 +1,11 @@
-//! The listening side: routes to a volume that this process serves.
+//! The listening side: the socket of a volume that this process serves, its beginning and its end. What can be asked on
+//! it is in `requests`.
 
-use super::{make_runtime_dir, runtime_dir, socket_path};
+use super::members::Opener;
+use super::{make_runtime_dir, requests, runtime_dir, socket_path};
 use crate::error::Result;
 use crate::socket::UnixListener;
-use crate::status::Status;
 use crate::volume::Volume;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +62,7 @@ impl StopHandle {
     }
 
     /// Completes when the stop is done, with what was reported.
-    async fn outcome(&self) -> std::result::Result<(), String> {
+    pub(super) async fn outcome(&self) -> std::result::Result<(), String> {
         let mut stop = self.0.subscribe();
         let done = stop.wait_for(|stop| matches!(stop, Stop::Done(_))).await;
         match done.as_deref() {
@@ -114,24 +110,22 @@ impl Drop for ControlServer {
     }
 }
 
-/// What the routes work on.
-#[derive(Clone)]
-struct Served {
-    volume: Arc<Volume>,
-    stop: StopHandle,
+/// What a control socket needs besides the volume.
+pub struct Handles {
+    /// Is told when a client asks for the end.
+    pub stop: StopHandle,
+    /// Opens devices that are to become members.
+    pub open: Opener,
 }
 
-/// Listens on the volume's control socket in the [`runtime_dir`]. `stop` is told when a client asks for the end; the
-/// caller stops the volume, [reports](StopHandle::report), and then closes this server.
-pub async fn serve(volume: Arc<Volume>, stop: StopHandle) -> Result<ControlServer> {
+/// Listens on the volume's control socket in the [`runtime_dir`]. When a client asks for the end, the caller stops the
+/// volume, [reports](StopHandle::report), and then closes this server.
+pub async fn serve(volume: Arc<Volume>, handles: Handles) -> Result<ControlServer> {
     let dir = runtime_dir();
     make_runtime_dir(&dir)?;
     let path = socket_path(&dir, volume.uuid());
     let listener = Listener(UnixListener::bind(&path)?);
-    let routes = Router::new()
-        .route("/status", get(status))
-        .route("/stop", post(stop_volume))
-        .with_state(Served { volume, stop });
+    let routes = requests::routes(volume, handles);
     let (close, closing) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
         let until = async move {
@@ -143,18 +137,6 @@ pub async fn serve(volume: Arc<Volume>, stop: StopHandle) -> Result<ControlServe
         }
     });
     Ok(ControlServer { path, close: Some(close), task })
-}
-
-async fn status(State(served): State<Served>) -> Json<Status> {
-    Json(served.volume.status())
-}
-
-async fn stop_volume(State(served): State<Served>) -> (StatusCode, Json<Value>) {
-    served.stop.request();
-    match served.stop.outcome().await {
-        Ok(()) => (StatusCode::OK, Json(json!({}))),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": error }))),
-    }
 }
 
 struct Listener(UnixListener);

@@ -1,0 +1,207 @@
+//! The requests to a served volume: read, checked, carried out one at a time, answered.
+
+use super::members::{Opener, refuse_member, resolve};
+use super::server::{Handles, StopHandle};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::orders::{Added, MemberName, SpeedLimits};
+use crate::status::Status;
+use crate::volume::Volume;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A command on one member.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct OnMember {
+    pub(super) member: MemberName,
+}
+
+/// A device to be added.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Add {
+    pub(super) path: PathBuf,
+    pub(super) force: bool,
+}
+
+/// A member to be replaced, and by what.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Replace {
+    pub(super) member: MemberName,
+    pub(super) path: PathBuf,
+}
+
+/// Speed limits; one that is left out stays.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Limit {
+    pub(super) min: Option<u64>,
+    pub(super) max: Option<u64>,
+}
+
+/// What the requests work on.
+#[derive(Clone)]
+struct Served {
+    volume: Arc<Volume>,
+    stop: StopHandle,
+    open: Opener,
+    /// Held while a command changes the volume.
+    one: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A failure, on its way to the client.
+struct Refused(Error);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match self.0.errno() {
+            Errno::IO => StatusCode::INTERNAL_SERVER_ERROR,
+            Errno::NOENT => StatusCode::NOT_FOUND,
+            _ => StatusCode::CONFLICT,
+        };
+        (status, Json(json!({ "error": self.0.to_string() }))).into_response()
+    }
+}
+
+type Answer<T> = std::result::Result<Json<T>, Refused>;
+
+/// An object without fields.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Done {}
+
+pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
+    let Handles { stop, open } = handles;
+    let served = Served { volume, stop, open, one: Arc::default() };
+    Router::new()
+        .route("/status", get(status))
+        .route("/stop", post(stop_volume))
+        .route("/fail", post(fail))
+        .route("/remove", post(remove))
+        .route("/add", post(add))
+        .route("/replace", post(replace))
+        .route("/limit", post(limit))
+        .with_state(served)
+}
+
+impl Served {
+    /// Carries a command out when all before it are done, to its end, whatever becomes of the client.
+    async fn carry_out<T: Serialize + Send + 'static, F>(
+        &self,
+        command: impl FnOnce(Self) -> F + Send + 'static,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        let served = self.clone();
+        let running = tokio::spawn(async move {
+            let one = Arc::clone(&served.one);
+            let _alone = one.lock().await;
+            command(served).await
+        });
+        let name = self.volume.name().to_owned();
+        // A task without an outcome: the process is about to end.
+        let outcome = running.await.unwrap_or_else(|_| Err(Error::Stopped { name }));
+        Ok(Json(outcome?))
+    }
+
+    /// Opens what is to become a member.
+    async fn open(&self, path: PathBuf) -> Result<Arc<dyn Device>> {
+        let (open, status) = (Arc::clone(&self.open), self.volume.status());
+        let opening = tokio::task::spawn_blocking(move || {
+            refuse_member(&status, &path)?;
+            open(&path)
+        });
+        let name = self.volume.name().to_owned();
+        opening.await.unwrap_or_else(|_| Err(Error::Stopped { name }))
+    }
+
+    /// The member that is meant.
+    async fn member(&self, named: MemberName) -> Result<MemberName> {
+        let status = self.volume.status();
+        let resolving = tokio::task::spawn_blocking(move || resolve(&status, &named));
+        let name = self.volume.name().to_owned();
+        resolving.await.unwrap_or(Err(Error::Stopped { name }))
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|error| Error::BadRequest(error.to_string()))
+}
+
+type Body = axum::body::Bytes;
+
+async fn status(State(served): State<Served>) -> Json<Status> {
+    Json(served.volume.status())
+}
+
+async fn stop_volume(State(served): State<Served>) -> Answer<Done> {
+    served.stop.request();
+    served.stop.outcome().await.map_err(Error::Remote)?;
+    Ok(Json(Done {}))
+}
+
+async fn fail(State(served): State<Served>, body: Body) -> Answer<Done> {
+    let OnMember { member } = read(&body)?;
+    served
+        .carry_out(|served| async move {
+            let member = served.member(member).await?;
+            served.volume.fail(&member).await.map(|()| Done {})
+        })
+        .await
+}
+
+async fn remove(State(served): State<Served>, body: Body) -> Answer<Done> {
+    let OnMember { member } = read(&body)?;
+    served
+        .carry_out(|served| async move {
+            let member = served.member(member).await?;
+            served.volume.remove(&member).await.map(|()| Done {})
+        })
+        .await
+}
+
+async fn add(State(served): State<Served>, body: Body) -> Answer<Added> {
+    let Add { path, force } = read(&body)?;
+    served
+        .carry_out(move |served| async move {
+            let device = served.open(path).await?;
+            served.volume.add(device, force).await
+        })
+        .await
+}
+
+async fn replace(State(served): State<Served>, body: Body) -> Answer<Done> {
+    let Replace { member, path } = read(&body)?;
+    served
+        .carry_out(|served| async move {
+            let member = served.member(member).await?;
+            let device = served.open(path).await?;
+            served.volume.replace(&member, device).await.map(|()| Done {})
+        })
+        .await
+}
+
+async fn limit(State(served): State<Served>, body: Body) -> Answer<SpeedLimits> {
+    let Limit { min, max } = read(&body)?;
+    served
+        .carry_out(move |served| async move {
+            let now = served.volume.speed();
+            let limits = SpeedLimits::new(min.unwrap_or(now.min), max.unwrap_or(now.max))?;
+            served.volume.set_speed(limits);
+            Ok(limits)
+        })
+        .await
+}
