@@ -177,8 +177,9 @@ fn limits_are_set_at_the_start_and_live() {
 /// A program for `--on-event` that appends its arguments and its stdin to a file.
 fn program(sandbox: &Sandbox) -> (PathBuf, PathBuf) {
     let (program, out) = (sandbox.join("program"), sandbox.join("events"));
-    std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$@\"; cat; }} >>'{}'\n", out.display())).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$@\"; cat; }} >>'{}'\n", out.display()))
+        .expect("the sandbox can be written");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("the file is ours");
     (program, out)
 }
 
