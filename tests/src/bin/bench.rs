@@ -228,7 +228,7 @@ fn reads() {
         let served = served_apart([&members, &members[1..]], arguments);
         for (title, rw, how) in [
             ("random reads of 4 KiB", "randread", "--bs=4k --iodepth=16"),
-            ("sequential reads of 256 KiB (MiB/s)", "read", "--bs=256k --iodepth=4"),
+            ("sequential reads of 256 KiB", "read", "--bs=256k --iodepth=4"),
         ] {
             let title = format!("n2, {title}, {cache}");
             read_by_turns(&title, ["healthy", "degraded"], "(at least 0.9)", &served, rw, how);
@@ -244,7 +244,7 @@ fn layouts() {
     for (cache, arguments) in [("page cache", "--read-only"), ("past the page cache", "--read-only --direct")]
     {
         let served = served_apart([&near, &far], arguments);
-        let title = format!("sequential reads of 256 KiB (MiB/s), {cache}");
+        let title = format!("sequential reads of 256 KiB, {cache}");
         read_by_turns(&title, ["n2", "f2"], "", &served, "read", "--bs=256k --iodepth=4");
     }
 }
@@ -271,5 +271,6 @@ fn read_by_turns(
         succeed(Command::new("nbdcopy").args([&served.uri(), "null:"]));
     }
     let how = format!("{how} {}", timed());
-    compare(title, "", names, goal, |variant, _| fio(&served[variant].1, rw, &how));
+    let unit = if rw.starts_with("rand") { "IOPS" } else { "MiB/s" };
+    compare(title, unit, names, goal, |variant, _| fio(&served[variant].1, rw, &how));
 }
