@@ -451,6 +451,12 @@ pub enum Error {
         /// The member.
         device: String,
     },
+    /// A scrub was asked for while one runs.
+    #[error("volume {name} is being scrubbed already; wait for its end, or cancel it first")]
+    ScrubRunning {
+        /// The volume's name.
+        name: String,
+    },
     /// The role table is full.
     #[error("all {count} device numbers of the array are taken; remove failed members first")]
     NoNumberLeft {
@@ -520,6 +526,7 @@ impl Error {
             | Self::AlreadyFailed { .. }
             | Self::LastCopy { .. }
             | Self::MemberInUse { .. }
+            | Self::ScrubRunning { .. }
             | Self::ReplacedAlready { .. } => Errno::BUSY,
             Self::Stopped { .. } | Self::Gone { .. } => Errno::SHUTDOWN,
             Self::OutOfBounds { .. }

@@ -22,7 +22,7 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// What is being made equal.
     pub sync: SyncStatus,
-    /// Differences between copies that scrubs found.
+    /// Differences between copies that the last scrub found, or the one that runs has found so far.
     pub mismatches: u64,
     /// The write-intent bitmap; both fields 0 where the array has none.
     pub bitmap: BitmapStatus,

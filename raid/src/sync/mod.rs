@@ -2,7 +2,8 @@
 //! at most.
 //!
 //! - [`resync`]: ranges that may differ after an unclean stop;
-//! - [`rebuild`]: members that are being filled.
+//! - [`rebuild`]: members that are being filled;
+//! - [`scrub`]: all of it, to find copies that differ though they should not. It runs when it is asked for.
 //!
 //! Each volume has two tasks in the background. One resyncs, and clears the bits of regions that have come to rest; the
 //! other gives vacant slots to spares and fills members. They end when the volume is stopped or dropped.
@@ -11,10 +12,12 @@ mod pace;
 mod progress;
 mod rebuild;
 mod resync;
+pub(crate) mod scrub;
 
 pub(crate) use pace::{Pace, Speed};
 pub(crate) use progress::Progress;
 pub(crate) use resync::equalise;
+pub(crate) use scrub::Scrub;
 
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;

@@ -215,7 +215,7 @@ async fn overwrite(
 }
 
 /// Ranges of whole blocks in which two buffers of one length differ.
-fn differing_runs(old: Option<&BytesMut>, good: &BytesMut) -> Vec<Range<usize>> {
+pub(super) fn differing_runs(old: Option<&BytesMut>, good: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (number, block) in good.chunks(BLOCK as usize).enumerate() {
         let range = number * BLOCK as usize..number * BLOCK as usize + block.len();

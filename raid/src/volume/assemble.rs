@@ -18,7 +18,7 @@ use crate::geometry::{Geometry, Slot};
 use crate::member::{Member, read_backup, read_bitmap, read_superblock};
 use crate::runtime::Runtime;
 use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
-use crate::sync::{Progress, Speed};
+use crate::sync::{Progress, Scrub, Speed};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -130,6 +130,7 @@ pub(super) async fn assemble(
         unsynced: Mutex::new(unsynced),
         progress: Progress::default(),
         speed: Speed::default(),
+        scrub: Scrub::default(),
         events: EventLog::new(&name),
         lost: AtomicBool::new(false),
         gate: Gate::default(),

@@ -38,16 +38,17 @@ mod write;
 pub(crate) use crate::range_set::RangeSet;
 pub use crate::status::Status;
 pub use assemble::AssembleOptions;
+pub(crate) use read::verify;
 pub(crate) use roster::{Roster, Seat};
 
 use crate::bitmap::Intent;
 use crate::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
-use crate::event::{Event, EventLog};
+use crate::event::{Event, EventLog, Mismatch};
 use crate::member::Member;
 use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::runtime::Runtime;
-use crate::sync::{Progress, Speed};
+use crate::sync::{Progress, Scrub, Speed, scrub};
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use metadata::Meta;
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     pub(crate) any_unsynced: AtomicBool,
     pub(crate) progress: Progress,
     pub(crate) speed: Speed,
+    pub(crate) scrub: Scrub,
     events: EventLog,
     /// A flush of a last copy failed.
     lost: AtomicBool,
@@ -315,6 +317,27 @@ impl Volume {
         run_to_end(&self.inner, async move { inner.replace(&member, device).await }).await
     }
 
+    /// Starts to compare all copies in the background, and with `repair` to make them equal. Progress is in the status,
+    /// the end is an event. Refused while another one runs.
+    pub async fn scrub(&self, repair: bool) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        run_to_end(&self.inner, async move { scrub::start(&inner, repair) }).await
+    }
+
+    /// Ends a scrub that runs, and waits until it has ended. Without one, it has nothing to do.
+    pub async fn cancel_scrub(&self) -> Result<()> {
+        self.inner.scrub.cancel();
+        self.inner.scrub.ended().await;
+        Ok(())
+    }
+
+    /// What the last scrub found, or the one that runs has found so far: the first 1000 differences. The status has
+    /// their number.
+    #[must_use]
+    pub fn mismatches(&self) -> Vec<Mismatch> {
+        self.inner.scrub.mismatches()
+    }
+
     /// How fast walks in the background may go.
     pub fn set_speed(&self, limits: SpeedLimits) {
         self.inner.speed.limit(limits.min, limits.max);
@@ -362,6 +385,7 @@ impl Drop for Volume {
         self.inner.gate.close();
         self.inner.wake.notify_one();
         self.inner.vacancy.notify_one();
+        self.inner.scrub.cancel();
     }
 }
 

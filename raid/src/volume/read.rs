@@ -123,7 +123,8 @@ impl Inner {
     }
 
     /// Reads all copies of a piece, returns the first good one in slot order, and rewrites those that failed.
-    async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
+    /// The caller holds the range lock.
+    pub(crate) async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
         let roster = self.roster();
         let copies = roster.readable(piece);
         let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(piece.len as usize)));
@@ -170,17 +171,7 @@ impl Inner {
         for (member, at) in bad {
             let mut outcome = member.device.write(at, good.clone(), Durability::Stable).await;
             if outcome.is_ok() {
-                outcome = match member.device.read(at, buffer(good.len())).await {
-                    Ok(back) if back == good => Ok(()),
-                    Ok(_) => Err(Error::Io {
-                        device: member.device.name().to_owned(),
-                        operation: Operation::Read,
-                        at,
-                        len: good.len() as u64,
-                        errno: rustix::io::Errno::IO,
-                    }),
-                    Err(failure) => Err(failure),
-                };
+                outcome = verify(member, at, good).await;
             }
             match outcome {
                 Ok(()) => member.count_corrected(),
@@ -216,4 +207,14 @@ impl Inner {
         }
         Ok(Some(pieces))
     }
+}
+
+/// Reads back what was written to a member. That it reads as something else is a failure of the member.
+pub(crate) async fn verify(member: &Member, at: u64, good: &Bytes) -> Result<()> {
+    let back = member.device.read(at, buffer(good.len())).await?;
+    if back == good {
+        return Ok(());
+    }
+    let (device, len) = (member.device.name().to_owned(), good.len() as u64);
+    Err(Error::Io { device, operation: Operation::Read, at, len, errno: rustix::io::Errno::IO })
 }

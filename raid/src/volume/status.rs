@@ -30,7 +30,7 @@ pub(super) fn status(inner: &Inner) -> Status {
         state,
         members: member_statuses(&roster),
         sync: inner.progress.status(inner.runtime.now()),
-        mismatches: 0,
+        mismatches: inner.scrub.count(),
         bitmap,
     }
 }

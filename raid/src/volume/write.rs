@@ -208,6 +208,7 @@ impl Inner {
         self.gate.close();
         self.wake.notify_one();
         self.vacancy.notify_one();
+        self.scrub.cancel();
         self.gate.drained().await;
         if self.read_only {
             return Ok(());
