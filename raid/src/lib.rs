@@ -16,7 +16,7 @@
 //! - [`record`]: what md's metadata has no room for, kept beside it, bytes ↔ value; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
-//! - `sync`: making copies equal after an unclean stop.
+//! - `sync`: making copies equal after an unclean stop, filling members, comparing copies.
 //! - [`status`], [`event`], [`orders`]: what a volume says about itself, what it tells as it happens, what it can be told.
 //! - [`create`], [`examine`]: making arrays, and looking at members offline.
 //! - [`nbd`]: any device served to NBD clients.

@@ -123,7 +123,9 @@ async fn differences_are_found_at_their_places_and_mended() {
             Plant { chunk: chunks / 2, copy: 1, within: 5000, len: 20_000 },
             Plant { chunk: chunks - 1, copy: 0, within: 0, len: CHUNK },
         ];
-        plants.iter().for_each(|plant| plant.put(&array));
+        for plant in plants {
+            plant.put(&array);
+        }
 
         let volume = array.start().await;
         for repair in [false, true] {
@@ -390,7 +392,8 @@ async fn a_degraded_array_is_checked_and_a_read_only_one_is_not() {
     let array = Array::new("n2", &[MEMBER; 4], CHUNK, Bitmap::STANDARD).await;
     let lost = Plant { chunk: 0, copy: 1, within: 0, len: 1 };
     let found = Plant { chunk: 1, copy: 1, within: 0, len: 1 };
-    (lost.put(&array), found.put(&array));
+    lost.put(&array);
+    found.put(&array);
     let volume = array.start_with([0, 2, 3].map(|slot| open(&array.paths[slot])).into()).await;
     let (count, told) = scrub(&volume, false).await;
     assert_eq!(count, 1, "{told:?}");

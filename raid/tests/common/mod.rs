@@ -159,7 +159,9 @@ pub fn flip(path: &Path, at: u64, len: usize) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, at).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte ^= 0xff);
+    for byte in &mut bytes {
+        *byte ^= 0xff;
+    }
     file.write_all_at(&bytes, at).unwrap();
 }
 
