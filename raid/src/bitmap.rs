@@ -321,7 +321,7 @@ impl Intent {
                 self.changed[page_of(number)] = true;
             }
         }
-        self.header.events_cleared = self.header.events;
+        self.note_cleared();
     }
 
     /// Some member's pages are not known to hold what they should: no bit counts as durable until all pages have
@@ -404,7 +404,14 @@ impl Intent {
                 self.changed[page_of(number)] = true;
             }
         }
+        self.note_cleared();
+    }
+
+    /// From here on the bits do not tell what a member that left earlier lacks; the header, which says so, is written
+    /// before them.
+    fn note_cleared(&mut self) {
         self.header.events_cleared = self.header.events;
+        self.changed[0] = true;
     }
 
     /// Takes the pages to write: (offset in the bitmap, bytes). Until [`Intent::written`], their bits count as not

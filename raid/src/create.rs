@@ -6,8 +6,8 @@
 //!   4 KiB   superblock
 //!   8 KiB   bitmap, whole pages
 //!   then    bad-block log, 4 KiB, empty
-//!   then    room that md leaves alone: a copy of the superblock and room for another record, 4 KiB each, and
-//!           checksums of 1/1024 of the data area
+//!   then    room that md leaves alone: our two records, 16 KiB each (`record`), and room for checksums of 1/1024
+//!           of the data area
 //!   data_offset, a multiple of 1 MiB
 //! ```
 //!
@@ -15,14 +15,15 @@
 //!
 //! The superblock is written last: a power cut before leaves no array, not half of one. On members that are all one
 //! hole, or with `assume_clean`, the copies are equal from the start; otherwise all regions start dirty and the first
-//! one to serve the array makes them equal, as md does.
+//! one to serve the array makes them equal, but for what was never written: that can wait until it is.
 
-use crate::backup;
 use crate::bitmap::{BitmapHeader, Intent};
 use crate::device::{Device, Durability, ZeroMode, buffer, is_one_hole};
 use crate::error::{Error, Operation, Result};
 use crate::geometry::{Geometry, Layout};
 use crate::member::read_superblock;
+use crate::range_set::RangeSet;
+use crate::record::{Granules, History, RECORDS_BYTES, Record};
 use crate::runtime::Runtime;
 use crate::superblock::{
     BadBlockLog, CLEAN, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, initial_roles, timestamp,
@@ -38,8 +39,6 @@ use uuid::Uuid;
 const ALIGN: u64 = 1 << 20;
 /// The bad-block log's bytes.
 const BAD_BLOCK_LOG: u64 = 4096;
-/// Room for two records of our own.
-const RECORDS: u64 = 8192;
 /// One byte of checksums for so many of data.
 const DATA_PER_CHECKSUM_BYTE: u64 = 1024;
 /// How far into a device, and how far from its end, creation looks for data in the way.
@@ -97,13 +96,25 @@ pub async fn create(
     options: &CreateOptions,
     runtime: &dyn Runtime,
 ) -> Result<Uuid> {
+    create_with_spares(members, &[], options, runtime).await
+}
+
+/// The same, with devices that wait to take the place of a member that fails.
+pub async fn create_with_spares(
+    members: &[Arc<dyn Device>],
+    spares: &[Arc<dyn Device>],
+    options: &CreateOptions,
+    runtime: &dyn Runtime,
+) -> Result<Uuid> {
+    let all: Vec<Arc<dyn Device>> = members.iter().chain(spares).map(Arc::clone).collect();
     let name = &options.name;
     if name.is_empty() || name.len() > 32 || name.contains(|c: char| c.is_control() || c == '/') {
         return Err(Error::Name(name.clone()));
     }
-    let plan = Plan::new(members, options, random_uuid(runtime), timestamp(runtime.wall_clock()))?;
+    let plan =
+        Plan::new(&all, members.len(), options, random_uuid(runtime), timestamp(runtime.wall_clock()))?;
     if !options.force {
-        try_join_all(members.iter().map(|member| refuse_data(member.as_ref()))).await?;
+        try_join_all(all.iter().map(|member| refuse_data(member.as_ref()))).await?;
     }
     let mut holes = true;
     for member in members {
@@ -115,12 +126,31 @@ pub async fn create(
         intent.set_all();
     }
     let bitmap = plan.has_bitmap.then(|| Bytes::from(intent.encode()));
-    let write = |slot: usize, member: Arc<dyn Device>| {
-        let (superblock, bitmap) =
-            (plan.superblock(slot, member.size(), random_uuid(runtime), equal), bitmap.clone());
-        async move { write_member(member.as_ref(), &superblock, bitmap, holes).await }
+    let mut generation = [0; 8];
+    runtime.fill_random(&mut generation);
+    let mut history = History::default();
+    history.begin(u64::from_le_bytes(generation), 1);
+    history.confirm();
+    // Copies that were promised to be equal are taken as they are: what they hold was written, if not by us.
+    let is_new = holes || !options.assume_clean;
+    let record = Record {
+        sequence: 0,
+        superblock: Box::new([0; SUPER_BYTES]),
+        blank: holes,
+        untouched: Granules::new(plan.geometry.size(), plan.bitmap.region, is_new),
+        history,
+        bad: RangeSet::default(),
     };
-    try_join_all(members.iter().enumerate().map(|(slot, member)| write(slot, Arc::clone(member)))).await?;
+    let write = |number: usize, member: Arc<dyn Device>| {
+        let superblock = plan.superblock(number, member.size(), random_uuid(runtime), equal);
+        let (bitmap, record) = (bitmap.clone(), record.clone());
+        async move {
+            // A spare may be blank or not, whatever the members are.
+            let is_hole = is_hole(member.as_ref()).await?;
+            write_member(member.as_ref(), &superblock, bitmap, record, is_hole).await
+        }
+    };
+    try_join_all(all.iter().enumerate().map(|(number, member)| write(number, Arc::clone(member)))).await?;
     Ok(plan.array)
 }
 
@@ -157,16 +187,24 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(members: &[Arc<dyn Device>], options: &CreateOptions, array: Uuid, created: u64) -> Result<Self> {
-        let smallest = members.iter().min_by_key(|member| member.size()).ok_or(Error::NoMembers)?;
+    /// For an array of `count` members; `devices` are those and the spares.
+    fn new(
+        devices: &[Arc<dyn Device>],
+        count: usize,
+        options: &CreateOptions,
+        array: Uuid,
+        created: u64,
+    ) -> Result<Self> {
+        let smallest = devices.iter().min_by_key(|member| member.size()).ok_or(Error::NoMembers)?;
         let size = smallest.size() / SECTOR * SECTOR;
         // The layout, chunk and member count are refused first, whatever the sizes.
         let some_rows = options.chunk.saturating_mul(options.layout.copies() as u64);
-        Geometry::new(options.layout, members.len(), options.chunk, some_rows)?;
+        Geometry::new(options.layout, count, options.chunk, some_rows)?;
         // An upper bound of the array's size gives an upper bound of the bitmap's.
-        let most = size.saturating_mul(members.len() as u64);
+        let most = size.saturating_mul(count as u64);
         let bitmap_room = options.bitmap.header(array, most, 0)?.bytes() as u64;
-        let before_checksums = SUPER_OFFSET + SUPER_BYTES as u64 + bitmap_room + BAD_BLOCK_LOG + RECORDS;
+        let before_checksums =
+            SUPER_OFFSET + SUPER_BYTES as u64 + bitmap_room + BAD_BLOCK_LOG + RECORDS_BYTES;
         let data_offset = (before_checksums + size / DATA_PER_CHECKSUM_BYTE).next_multiple_of(ALIGN);
         let needed = data_offset + options.chunk * options.layout.copies() as u64;
         let usable = size.checked_sub(data_offset).filter(|_| size >= needed);
@@ -175,13 +213,13 @@ impl Plan {
             size: smallest.size(),
             needed,
         })?;
-        let geometry = Geometry::new(options.layout, members.len(), options.chunk, usable)?;
+        let geometry = Geometry::new(options.layout, count, options.chunk, usable)?;
         let bitmap = options.bitmap.header(array, geometry.size(), 1)?;
         let (name, has_bitmap) = (options.name.clone(), options.bitmap != Bitmap::None);
         Ok(Self { array, name, created, geometry, bitmap, has_bitmap, data_offset })
     }
 
-    fn superblock(&self, slot: usize, device_bytes: u64, device: Uuid, equal: bool) -> Superblock {
+    fn superblock(&self, number: usize, device_bytes: u64, device: Uuid, equal: bool) -> Superblock {
         let bitmap_sectors = self.bitmap.bytes() as u64 / SECTOR;
         Superblock {
             array: self.array,
@@ -196,7 +234,7 @@ impl Plan {
             data_size: (device_bytes - self.data_offset) / SECTOR,
             recovery: None,
             replacement: false,
-            dev_number: slot as u32,
+            dev_number: number as u32,
             corrected: 0,
             device,
             devflags: 0,
@@ -220,6 +258,7 @@ async fn write_member(
     member: &dyn Device,
     superblock: &Superblock,
     bitmap: Option<Bytes>,
+    record: Record,
     is_hole: bool,
 ) -> Result<()> {
     if !is_hole {
@@ -240,8 +279,11 @@ async fn write_member(
         member.write(at, empty, Durability::Cached).await?;
     }
     let bytes = superblock.encode();
-    if let (Some(at), Some(copy)) = (superblock.backup_start(), backup::encode(&bytes)) {
-        member.write(at, Bytes::copy_from_slice(&copy), Durability::Cached).await?;
+    if let Some(at) = superblock.records_start() {
+        let record = Record { superblock: Box::new(bytes), ..record };
+        let bytes =
+            record.encode().map_err(|cause| Error::Record { device: member.name().to_owned(), cause })?;
+        member.write(at, Bytes::from(bytes), Durability::Cached).await?;
     }
     member.flush().await?;
     let bytes = Bytes::copy_from_slice(&bytes);

@@ -145,6 +145,14 @@ pub enum Error {
     /// A new array cannot have the bitmap that was asked for.
     #[error(transparent)]
     BitmapAsked(BitmapError),
+    /// A member's own record cannot be written.
+    #[error("{device}: {cause}")]
+    Record {
+        /// Path or name of the device.
+        device: String,
+        /// Why not.
+        cause: crate::record::RecordError,
+    },
     /// An array was to be started or made from nothing.
     #[error("no members were named; name the files or block devices of one array")]
     NoMembers,
@@ -548,6 +556,7 @@ impl Error {
             | Self::HoldsData { .. } => Errno::INVAL,
             Self::Superblock { .. }
             | Self::JoinFailed { .. }
+            | Self::Record { .. }
             | Self::TooManyBadBlocks { .. }
             | Self::Bitmap { .. }
             | Self::Diverged { .. }

@@ -12,7 +12,7 @@
 //! - [`device`]: the vocabulary, and files and block devices that speak it.
 //! - [`geometry`]: where a byte of the array lies on its members; pure.
 //! - [`range_set`]: a set of byte positions; pure.
-//! - [`superblock`], [`backup`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
+//! - [`superblock`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`record`]: what md's metadata has no room for, kept beside it, bytes ↔ value; pure.
 //! - [`member`]: a device, its role and its state.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
@@ -32,7 +32,6 @@ pub mod geometry;
 
 pub mod range_set;
 
-pub mod backup;
 pub mod badblocks;
 pub mod bitmap;
 pub mod record;

@@ -11,14 +11,15 @@
 //! Whoever wants to take one out asks `volume` first, because the last copy of anything stays. Ranges of its data area
 //! that are listed as bad are never read.
 
-use crate::backup::{self, BACKUP_BYTES};
 use crate::badblocks;
 use crate::bitmap::BitmapError;
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::{MemberOffset, Slot};
 use crate::range_set::RangeSet;
+use crate::record::{self, RECORD_BYTES, RECORDS_BYTES, Record};
 use crate::superblock::{Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
+use bytes::BytesMut;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ pub struct Member {
     pub device: Arc<dyn Device>,
     /// Its superblock as it was read or made; what changes in the life of the array is kept by the volume.
     pub superblock: Superblock,
-    /// Where its second copy of the superblock lies, if it has one.
-    pub backup: Option<u64>,
+    /// Where its records lie, if it has any.
+    pub records: Option<u64>,
     slot: AtomicUsize,
     state: AtomicU8,
     /// Bytes of the data area, from its start, that hold good data while it is rebuilding.
@@ -77,35 +78,43 @@ pub struct Member {
 
 impl Member {
     /// Takes a device in as what its superblock says it is: in sync or rebuilding in `slot`, or a spare without one.
-    /// Reads its bad-block log where it has one.
-    pub async fn join(device: Arc<dyn Device>, superblock: Superblock, slot: Option<Slot>) -> Result<Self> {
-        let bad = Self::bad_blocks(device.as_ref(), &superblock).await?;
-        let backup = match read_backup(device.as_ref(), &superblock).await {
-            Some(copy) if copy.device == superblock.device => superblock.backup_start(),
-            _ => None,
-        };
+    /// Reads its bad-block log where it has one; `found` is what its records say.
+    pub async fn join(
+        device: Arc<dyn Device>,
+        superblock: Superblock,
+        slot: Option<Slot>,
+        found: &Records,
+    ) -> Result<Self> {
+        let logged = Self::bad_blocks(device.as_ref(), &superblock).await?;
+        let mut bad = logged.clone();
+        if let Some(record) = &found.current {
+            // A log that a power cut has torn may lack some.
+            bad.extend(record.bad.iter());
+        }
+        let changes = u64::from(bad != logged);
         let state = match (slot, superblock.recovery) {
             (None, _) => State::Spare,
             (Some(_), Some(_)) => State::Rebuilding,
             (Some(_), None) => State::InSync,
         };
-        let member = Self::new(device, superblock, state, backup);
+        let member = Self::new(device, superblock, state, found.at);
         member.slot.store(slot.map_or(NO_SLOT, |slot| slot.0), Ordering::Release);
         member.has_bad.store(!bad.is_empty(), Ordering::Release);
+        member.bad_version.store(changes, Ordering::Release);
         member.bad.lock().listed = bad;
         Ok(member)
     }
 
     /// A member whose metadata is known, without a slot.
     #[must_use]
-    pub fn new(device: Arc<dyn Device>, superblock: Superblock, state: State, backup: Option<u64>) -> Self {
+    pub fn new(device: Arc<dyn Device>, superblock: Superblock, state: State, records: Option<u64>) -> Self {
         let recovery = superblock.recovery.unwrap_or(Recovery { offset: 0, by_bitmap: false });
         let from = recovery.offset.saturating_mul(SECTOR);
         let corrected = AtomicU64::new(u64::from(superblock.corrected));
         Self {
             device,
             superblock,
-            backup,
+            records,
             slot: AtomicUsize::new(NO_SLOT),
             state: AtomicU8::new(state as u8),
             recovered: AtomicU64::new(from),
@@ -327,19 +336,79 @@ impl Member {
 }
 /// Reads and decodes a device's superblock.
 pub async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
+    Ok(read_superblock_bytes(device).await?.0)
+}
+
+/// The same, with its bytes.
+pub async fn read_superblock_bytes(device: &dyn Device) -> Result<(Superblock, Box<[u8; SUPER_BYTES]>)> {
     let refused = |cause| Error::Superblock { device: device.name().to_owned(), cause };
     if device.size() < SUPER_OFFSET + SUPER_BYTES as u64 {
         return Err(refused(SuperblockError::Short));
     }
-    let bytes = device.read(SUPER_OFFSET, buffer(SUPER_BYTES)).await?;
-    Superblock::decode(&bytes, device.size()).map_err(refused)
+    let found = device.read(SUPER_OFFSET, buffer(SUPER_BYTES)).await?;
+    let mut bytes = Box::new([0; SUPER_BYTES]);
+    bytes.copy_from_slice(&found);
+    let superblock = Superblock::decode(&bytes[..], device.size()).map_err(refused)?;
+    Ok((superblock, bytes))
 }
 
-/// Reads a device's second copy of the superblock, from where it lies on members like `like`.
-pub async fn read_backup(device: &dyn Device, like: &Superblock) -> Option<Superblock> {
-    let at = like.backup_start()?;
-    let bytes = device.read(at, buffer(BACKUP_BYTES)).await.ok()?;
-    backup::decode(&bytes, device.size())?.ok().filter(|copy| copy.array == like.array)
+/// What a device's two records say.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Where they lie; `None` if there are none.
+    pub at: Option<u64>,
+    /// The one that belongs to the superblock beside it; `None` if another program has written that since.
+    pub current: Option<Record>,
+    /// The highest sequence number of the two.
+    pub sequence: u64,
+}
+
+/// Reads the records beside a superblock that is whole.
+pub async fn read_records(device: &dyn Device, superblock: &Superblock, bytes: &[u8]) -> Records {
+    let Some(at) = superblock.records_start() else { return Records::default() };
+    let (a, b) = (
+        read_or_zeroes(device, at, RECORD_BYTES),
+        read_or_zeroes(device, at + RECORD_BYTES as u64, RECORD_BYTES),
+    );
+    let (a, b) = (a.await, b.await);
+    let Some(newest) = record::newest(&a, &b) else { return Records::default() };
+    let sequence = newest.sequence;
+    Records { at: Some(at), current: record::matching(&a, &b, bytes), sequence }
+}
+
+/// What cannot be read counts as zeroes: for records as good as none, and then md's own rules judge the member.
+async fn read_or_zeroes(device: &dyn Device, at: u64, len: usize) -> BytesMut {
+    device.read(at, buffer(len)).await.unwrap_or_else(|_| BytesMut::zeroed(len))
+}
+
+/// How far into a device records are looked for where there is no superblock to say where they lie.
+const SEARCHED: u64 = 1 << 20;
+
+/// Looks for the records of a device whose superblock is damaged: the newest one has what was being written.
+pub async fn search_records(device: &dyn Device) -> Option<(Superblock, Records)> {
+    let len = SEARCHED.min(device.size() / SUPER_BYTES as u64 * SUPER_BYTES as u64);
+    // A superblock of zeroes was not torn: somebody has wiped it, and meant it.
+    let found = device.read(SUPER_OFFSET, buffer(SUPER_BYTES)).await;
+    if found.is_ok_and(|bytes| bytes.iter().all(|&byte| byte == 0)) {
+        return None;
+    }
+    let mut head = BytesMut::with_capacity(len as usize);
+    for at in (0..len).step_by(SUPER_BYTES) {
+        head.extend_from_slice(&read_or_zeroes(device, at, SUPER_BYTES).await);
+    }
+    let pages = (0..(len + 1).saturating_sub(RECORDS_BYTES)).step_by(SUPER_BYTES);
+    for at in pages {
+        let found = &head[at as usize..(at + RECORDS_BYTES) as usize];
+        let (a, b) = found.split_at(RECORD_BYTES);
+        let Some(newest) = record::newest(a, b) else { continue };
+        let Ok(superblock) = Superblock::decode(&newest.superblock[..], device.size()) else { continue };
+        // A record B alone looks like a record A at its place; and what was copied from elsewhere does not fit.
+        if superblock.records_start() == Some(at) {
+            let sequence = newest.sequence;
+            return Some((superblock, Records { at: Some(at), current: Some(newest), sequence }));
+        }
+    }
+    None
 }
 
 /// Reads a member's whole bitmap, header included; `None` where the array has none.

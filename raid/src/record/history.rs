@@ -54,9 +54,9 @@ impl History {
         self.confirmed
     }
 
-    /// Begins a generation. One that was not confirmed never came to be, and is replaced.
+    /// Begins a generation. One that was not confirmed here stays: another member may hold it confirmed, and whoever
+    /// goes on without that member has still seen all that was acknowledged.
     pub fn begin(&mut self, id: u64, events: u64) {
-        self.generations.truncate(self.confirmed_ones().len());
         self.generations.push(Generation { id, events });
         if self.generations.len() > MOST_GENERATIONS {
             self.generations.remove(0);
@@ -169,17 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unconfirmed_generation_is_replaced() {
-        let mut history = history(&[1, -2, -3]);
-        assert_eq!(history.generations().iter().map(|one| one.id).collect::<Vec<_>>(), [1, 3]);
-        assert_eq!(history.last_confirmed(), Some(Generation { id: 1, events: 0 }));
-        assert!(!history.is_confirmed() && history.contains(1) && !history.contains(3));
-        history.confirm();
-        assert_eq!(history.last_confirmed(), Some(Generation { id: 3, events: 20 }));
-        assert!(history.is_confirmed() && history.contains(3) && !history.contains(2));
-        let mut empty = History::default();
-        empty.confirm();
-        assert!(!empty.is_confirmed());
+    fn an_unconfirmed_generation_stays_in_line() {
+        let mut mine = history(&[1, -2]);
+        mine.begin(3, 50);
+        mine.confirm();
+        assert!(mine.contains(2));
+        assert_eq!(history(&[1, 2]).relation(&mine), Relation::Ancestor);
     }
 
     #[test]

@@ -417,13 +417,6 @@ impl Superblock {
         end.saturating_sub(start)
     }
 
-    /// Byte position where our second copy of the superblock belongs: behind the bad-block log, as far as there is room
-    /// for our two records. Whether one is there, only reading tells: md knows nothing of it.
-    #[must_use]
-    pub fn backup_start(&self) -> Option<u64> {
-        self.room_behind_log(2 * SUPER_BYTES as u64)
-    }
-
     /// Byte position where our two records belong: behind the bad-block log, at a multiple of 4 KiB, if both fit before
     /// the data. Whether they are there, only reading tells: md knows nothing of them.
     #[must_use]

@@ -23,7 +23,6 @@ use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::volume::Inner;
 use futures_util::future::select;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -52,11 +51,9 @@ async fn upkeep(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, wake: Arc<Notify
             }
             Ok(()) => {}
         }
-        let more = walked.is_ok() && inner.any_unsynced.load(Ordering::Acquire);
         drop(inner);
-        if !more {
-            rest(runtime.as_ref(), &wake).await;
-        }
+        // Ranges that were marked meanwhile have left word, and end the rest at once.
+        rest(runtime.as_ref(), &wake).await;
     }
 }
 

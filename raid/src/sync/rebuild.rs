@@ -7,6 +7,8 @@
 //!
 //! A member that returned with a known history is filled by bitmap: what no dirty region touches it has already.
 //!
+//! What was never written reads as zeroes on arrays that were blank at first: it is zeroed, not copied.
+//!
 //! What no other member can read is listed as bad on the target too, where it has a list: one lost sector does not
 //! keep a whole member from being filled.
 //!
@@ -14,7 +16,7 @@
 //! write; one buffer, not copied.
 
 use super::Pace;
-use crate::device::{Durability, buffer};
+use crate::device::{Durability, ZeroMode, buffer};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::geometry::{Geometry, MemberOffset, Slot, Span};
@@ -116,6 +118,11 @@ fn parts(geometry: &Geometry, slot: Slot, window: &Range<u64>) -> Vec<Part> {
     parts
 }
 
+/// Parts of which nothing was ever written, and the others.
+fn split_untouched(inner: &Inner, parts: Vec<Part>) -> (Vec<Part>, Vec<Part>) {
+    parts.into_iter().partition(|part| inner.untouched.covers(&(part.span.at..part.span.at + part.span.len)))
+}
+
 /// Copies one window to the target.
 async fn copy(
     inner: &Arc<Inner>,
@@ -139,6 +146,16 @@ async fn copy(
     let _lock = inner.locks.lock(inner.blocks(hull.start, hull.end - hull.start)).await;
     // Under the lock: who is in sync now has all that was acknowledged.
     let roster = inner.roster();
+    if inner.untouched.blank() {
+        let (untouched, rest) = split_untouched(inner, parts);
+        parts = rest;
+        for part in untouched {
+            let at = target.position(MemberOffset(part.at));
+            let zeroed =
+                target.device.write_zeroes(at, part.span.len, ZeroMode::MayPunch, Durability::Cached);
+            zeroed.await.map_err(|failure| gone(inner, target, failure))?;
+        }
+    }
     for run in runs(&roster, target, &parts) {
         match copy_run(&roster, target, &run).await {
             Ok(()) => {}

@@ -7,17 +7,19 @@
 //!
 //! Nothing is written here, and no data is read: superblocks and bitmaps only.
 
-use super::metadata::{Content, Meta};
+use super::metadata::{Content, Meta, Written};
 use super::range_lock::RangeLocks;
+use super::untouched::Untouched;
 use super::{Gate, Inner, RangeSet, Roster};
 use crate::bitmap::{BitmapHeader, Intent, PAGE};
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::event::EventLog;
 use crate::geometry::{Geometry, Slot};
-use crate::member::{Member, read_backup, read_bitmap, read_superblock};
+use crate::member::{Member, Records, read_bitmap, read_records, read_superblock_bytes, search_records};
+use crate::record::{Granules, History, Relation};
 use crate::runtime::Runtime;
-use crate::superblock::{Role, SECTOR, Superblock, SuperblockError};
+use crate::superblock::{Role, SECTOR, SUPER_BYTES, Superblock, SuperblockError};
 use crate::sync::{Progress, Scrub, Speed};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
@@ -39,13 +41,18 @@ pub struct AssembleOptions {
 struct Candidate {
     device: Arc<dyn Device>,
     superblock: Superblock,
-    /// The superblock is damaged, and this is its second copy.
-    is_backup: bool,
+    /// Its bytes; `None` where it is damaged and its record had the copy that is used.
+    bytes: Option<Box<[u8; SUPER_BYTES]>>,
+    records: Records,
 }
 
 impl Candidate {
     fn name(&self) -> String {
         self.device.name().to_owned()
+    }
+
+    fn history(&self) -> Option<&History> {
+        self.records.current.as_ref().map(|record| &record.history)
     }
 }
 
@@ -71,21 +78,23 @@ pub(super) async fn assemble(
     let geometry = freshest.geometry()?;
     refuse_incomplete(&name, &geometry, &current, &stale)?;
 
+    let history = current.first().and_then(|(_, found)| found.history().cloned()).unwrap_or_default();
+    let untouched = untouched(&geometry, &current);
     let mut written = BTreeMap::new();
     let mut roster = Roster::new(geometry.clone(), freshest.size, table(&freshest, &current));
     roster.stale = stale;
     for (slot, found) in current {
-        // A damaged superblock counts as one that was never written: it is the first to be written again.
-        written
-            .insert(found.superblock.dev_number, if found.is_backup { 0 } else { found.superblock.events });
         let is_replacement = found.superblock.replacement;
-        let member = Arc::new(Member::join(found.device, found.superblock, Some(slot)).await?);
+        written.insert(found.superblock.dev_number, Written::found(&found));
+        let member = Member::join(found.device, found.superblock, Some(slot), &found.records).await?;
+        let member = Arc::new(member);
         let seat = &mut roster.seats[slot.0];
         *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
     }
     for found in spares {
-        written.insert(found.superblock.dev_number, 0);
-        roster.idle.push(Arc::new(Member::join(found.device, found.superblock, None).await?));
+        written.insert(found.superblock.dev_number, Written { events: 0, ..Written::found(&found) });
+        let member = Member::join(found.device, found.superblock, None, &found.records).await?;
+        roster.idle.push(Arc::new(member));
     }
     let missing = missing_but_on_record(&roster);
     let degraded = roster.is_degraded();
@@ -97,16 +106,22 @@ pub(super) async fn assemble(
         // Stopped cleanly and whole: bits that are set (md sets all at creation) mean nothing.
         intent.clear_all();
     }
+    if untouched.blank() {
+        // Whatever a bitmap says: nothing was ever written there, and all copies read as zeroes.
+        untouched.ranges().iter().for_each(|range| unsynced.remove(range));
+    }
     let joined = || roster.written().map(|member| &member.superblock);
-    let active = joined().all(|superblock| !superblock.is_clean());
-    let said = Content::of(&freshest, joined());
+    // A stop in the middle of a resync leaves a position there: that is not enough for a write before it.
+    let active = joined().all(|superblock| superblock.resync_offset == 0);
+    let said = Content::of(&freshest, joined(), &history);
     let meta = Meta {
         events: freshest.events,
         content: joined()
-            .all(|other| other.events == freshest.events && Content::of(other, joined()) == said)
+            .all(|other| other.events == freshest.events && Content::of(other, joined(), &history) == said)
             .then_some(said),
+        holders: holders(&freshest, &roster),
+        history,
         written,
-        bad_written: BTreeMap::new(),
         was_clean: freshest.is_clean(),
         touched: false,
     };
@@ -132,11 +147,41 @@ pub(super) async fn assemble(
         speed: Speed::default(),
         scrub: Scrub::default(),
         events: EventLog::new(&name),
+        untouched,
         lost: AtomicBool::new(false),
         gate: Gate::default(),
         wake: Arc::new(Notify::new()),
         vacancy: Arc::new(Notify::new()),
     })
+}
+
+/// Who held good data when the freshest superblock was written: device numbers, of members here and absent.
+fn holders(freshest: &Superblock, roster: &Roster) -> BTreeSet<u32> {
+    let active = |number: &u32| matches!(freshest.role_of(*number), Role::Active(_));
+    let is_partial = |number: &u32| {
+        let replacements = roster.seats.iter().filter_map(|seat| seat.replacement.as_ref());
+        let filled = roster.written().filter(|member| !member.is_in_sync());
+        replacements.chain(filled).any(|member| member.number() == *number)
+    };
+    (0..freshest.roles.len() as u32).filter(|number| active(number) && !is_partial(number)).collect()
+}
+
+/// What was never written: what the records of all members agree on; one without a record knows of nothing.
+fn untouched(geometry: &Geometry, current: &Current) -> Untouched {
+    let mut agreed: Option<(Granules, bool)> = None;
+    for (_, found) in current {
+        let Some(record) = &found.records.current else { return Untouched::default() };
+        match &mut agreed {
+            Some((granules, blank)) => {
+                granules.intersect(&record.untouched);
+                *blank &= record.blank;
+            }
+            None => agreed = Some((record.untouched.clone(), record.blank)),
+        }
+    }
+    let fits = |granules: &Granules| granules.ranges().all(|range| range.end <= geometry.size());
+    let agreed = agreed.filter(|(granules, _)| fits(granules));
+    agreed.map_or_else(Untouched::default, |(granules, blank)| Untouched::new(granules, blank))
 }
 
 /// The freshest role table without those who are here; whoever holds a slot there and is absent counts as failed from
@@ -155,16 +200,33 @@ fn table(freshest: &Superblock, current: &Current) -> Vec<Role> {
 
 /// Reads all superblocks. What is damaged is left out here, if anything is left; what is no member is refused.
 async fn read_candidates(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Candidate>> {
-    let found = join_all(devices.iter().map(|device| read_superblock(device.as_ref()))).await;
+    let found = join_all(devices.iter().map(|device| read_superblock_bytes(device.as_ref()))).await;
     let (mut candidates, mut damaged) = (Vec::new(), Vec::new());
     for (device, outcome) in devices.into_iter().zip(found) {
         match outcome {
-            Ok(superblock) => candidates.push(Candidate { device, superblock, is_backup: false }),
+            Ok((superblock, bytes)) => {
+                let records = read_records(device.as_ref(), &superblock, &bytes[..]).await;
+                candidates.push(Candidate { device, superblock, bytes: Some(bytes), records });
+            }
             Err(failure) => damaged.push((device, failure)),
         }
     }
     let array = candidates.first().map(|found| found.superblock.clone());
     for (device, failure) in damaged {
+        // A power cut tears; it makes no superblock that is whole and says something absurd.
+        let may_be_torn = match &failure {
+            Error::Superblock { cause, .. } => {
+                matches!(cause, SuperblockError::Checksum { .. } | SuperblockError::Magic)
+            }
+            other => matches!(other, Error::Io { .. }),
+        };
+        let its_own = if may_be_torn { search_records(device.as_ref()).await } else { None };
+        let its_own = its_own.filter(|(copy, _)| array.as_ref().is_none_or(|like| copy.array == like.array));
+        if let Some((superblock, records)) = its_own {
+            tracing::warn!(member = device.name(), %failure, "the copy in its record is used");
+            candidates.push(Candidate { device, superblock, bytes: None, records });
+            continue;
+        }
         let Some(like) = &array else { return Err(failure) };
         let torn = match &failure {
             Error::Superblock { cause: SuperblockError::Checksum { .. }, .. } | Error::Io { .. } => true,
@@ -172,11 +234,6 @@ async fn read_candidates(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Candidate>
             Error::Superblock { cause: SuperblockError::Magic, .. } => has_bitmap_of(&device, like).await,
             _ => false,
         };
-        if let Some(superblock) = read_backup(device.as_ref(), like).await {
-            tracing::warn!(member = device.name(), %failure, "its second copy is used");
-            candidates.push(Candidate { device, superblock, is_backup: true });
-            continue;
-        }
         if !torn {
             return Err(failure);
         }
@@ -246,6 +303,7 @@ struct Chosen {
 fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
     let Some(first) = candidates.first() else { return Err(Error::NoMembers) };
     let (freshest, freshest_name) = (first.superblock.clone(), first.name());
+    let history = first.history().cloned();
     let mut chosen = Chosen { current: Vec::new(), spares: Vec::new(), stale: Vec::new() };
     for found in candidates {
         let its = &found.superblock;
@@ -255,7 +313,14 @@ fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
             continue;
         }
         let of_freshest = its.role_of(freshest.dev_number);
-        if of_freshest == Role::Faulty && !matches!(role, Role::Active(_)) {
+        let relation = found.history().zip(history.as_ref()).map(|(its, other)| its.relation(other));
+        let ran_apart = match relation {
+            Some(Relation::Diverged) => true,
+            Some(Relation::Same | Relation::Ancestor | Relation::Descendant) => false,
+            // No history tells: md's tables do. Each has gone on without the other.
+            Some(Relation::Unknown) | None => of_freshest == Role::Faulty && !matches!(role, Role::Active(_)),
+        };
+        if ran_apart {
             return Err(Error::Diverged { device: found.name(), other: freshest_name });
         }
         let knows_freshest = of_freshest == freshest.own_role();
@@ -367,4 +432,14 @@ fn unsynced_ranges(
     let all = intent.is_none().then(|| from..geometry.size());
     let dirty = intent.into_iter().flat_map(Intent::dirty_ranges).filter(move |range| range.end > from);
     dirty.chain(all)
+}
+
+impl Written {
+    /// What a member has, as it was found. A damaged superblock counts as one that was never written: it is the first to
+    /// be written again.
+    fn found(found: &Candidate) -> Self {
+        let events = if found.bytes.is_some() { found.superblock.events } else { 0 };
+        let superblock = found.bytes.clone();
+        Self { events, superblock, sequence: found.records.sequence, bad: 0 }
+    }
 }

@@ -16,12 +16,19 @@ use crate::device::{Device, Durability, ZeroMode};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::geometry::Slot;
-use crate::member::{Member, State, read_superblock};
+use crate::member::{Member, Records, State, read_records, read_superblock_bytes};
 use crate::orders::{Added, MemberName};
+use crate::record::Relation;
 use crate::superblock::{Role, SECTOR, Superblock};
-use crate::volume::metadata::Meta;
+use crate::volume::metadata::{Meta, Written};
 use bytes::Bytes;
 use std::sync::Arc;
+
+/// A device that was a member of this array before.
+struct Former {
+    superblock: Superblock,
+    records: Records,
+}
 
 impl Inner {
     /// Declares a member failed.
@@ -74,8 +81,14 @@ impl Inner {
         let _one_at_a_time = self.commands.lock().await;
         let _entered = self.enter()?;
         self.refuse_if_unwritable()?;
-        self.look_at(device.as_ref(), force).await?;
+        let former = self.look_at(device.as_ref(), force).await?;
         let mut meta = self.meta.lock().await;
+        if let Some(former) = former
+            && let Some(slot) = self.returns(&meta, &former)
+        {
+            self.take_back(&mut meta, device, former, slot).await?;
+            return Ok(Added::Readded(slot.0));
+        }
         let member = self.prepare_member(device).await?;
         self.enlist(&mut meta, &member, |roster| roster.idle.push(Arc::clone(&member))).await?;
         if let Some(slot) = self.roster().vacancy() {
@@ -196,22 +209,22 @@ impl Inner {
     }
 
     /// Checks that a device may join.
-    async fn look_at(&self, device: &dyn Device, force: bool) -> Result<()> {
+    async fn look_at(&self, device: &dyn Device, force: bool) -> Result<Option<Former>> {
         let roster = self.roster();
         let like = pattern(&roster)?;
         let needed = like.data_start() + roster.size * SECTOR;
         if device.size() < needed {
             return Err(Error::TooSmall { device: device.name().to_owned(), size: device.size(), needed });
         }
-        let found = match read_superblock(device).await {
+        let (found, bytes) = match read_superblock_bytes(device).await {
             Ok(found) => found,
             // Nothing that was ever a member, or a damaged one: it is filled anew.
-            Err(Error::Superblock { .. }) => return Ok(()),
+            Err(Error::Superblock { .. }) => return Ok(None),
             Err(failure) => return Err(failure),
         };
         if found.array != self.uuid {
             let (device, array) = (device.name().to_owned(), found.array);
-            return if force { Ok(()) } else { Err(Error::OtherArray { device, array }) };
+            return if force { Ok(None) } else { Err(Error::OtherArray { device, array }) };
         }
         let same = |member: &&Arc<Member>| {
             !member.is_faulty()
@@ -222,6 +235,53 @@ impl Inner {
             let (device, other) = (device.name().to_owned(), member.device.name().to_owned());
             return Err(Error::MemberTwice { device, other });
         }
+        let records = read_records(device, &found, &bytes[..]).await;
+        Ok(Some(Former { superblock: found, records }))
+    }
+
+    /// The slot of a former member, if it can go on with what it missed alone: its history is a part of ours, and the
+    /// bitmap still has all bits that were set since it left. Else it is filled anew.
+    fn returns(&self, meta: &Meta, former: &Former) -> Option<Slot> {
+        let (its, roster) = (&former.superblock, self.roster());
+        let Role::Active(slot) = its.own_role() else { return None };
+        let is_vacant = roster.seats.get(slot.0).is_some_and(|seat| !seat.all().any(|one| one.is_written()));
+        let is_its_number = roster.roles().get(its.dev_number as usize) == Some(&Role::Faulty)
+            && !roster.enlisted().any(|member| member.number() == its.dev_number);
+        let held_all = its.recovery.is_none() && !its.replacement;
+        let like = pattern(&roster).ok()?;
+        let same = (its.layout, its.chunk, its.raid_disks, its.size, its.bitmap_offset)
+            == (like.layout, like.chunk, like.raid_disks, roster.size, like.bitmap_offset);
+        let history = &former.records.current.as_ref()?.history;
+        let is_known = matches!(history.relation(&meta.history), Relation::Same | Relation::Ancestor);
+        let kept_since = self.intent.as_ref()?.lock().header().events_cleared;
+        let fits = is_vacant && is_its_number && held_all && same && is_known && its.events >= kept_since;
+        fits.then_some(slot)
+    }
+
+    /// Takes a former member back, to be given what it missed.
+    async fn take_back(
+        self: &Arc<Self>,
+        meta: &mut Meta,
+        device: Arc<dyn Device>,
+        former: Former,
+        slot: Slot,
+    ) -> Result<()> {
+        let Former { superblock, records } = former;
+        let member = Arc::new(Member::join(device, superblock, None, &records).await?);
+        let written = Written { sequence: records.sequence, ..Written::default() };
+        meta.written.insert(member.number(), written);
+        self.enlist(meta, &member, |roster| {
+            // Its former self is let go: from here on this is the one.
+            roster.idle.retain(|one| one.number() != member.number());
+            let seat = &mut roster.seats[slot.0];
+            let former = seat.member.replace(Arc::clone(&member));
+            roster.idle.extend(former.filter(|one| one.number() != member.number()));
+            roster.stale.retain(|(stale, _)| *stale != slot);
+            member.take_slot(slot, 0, true);
+        })
+        .await?;
+        self.tell(Event::MemberAdded { slot: Some(slot.0), path: member.device.name().to_owned() });
+        self.vacancy.notify_one();
         Ok(())
     }
 
@@ -245,7 +305,7 @@ impl Inner {
             device.write(at, Bytes::from(vec![0xff; len]), Durability::Cached).await?;
         }
         device.flush().await?;
-        let records = has_records(&roster).then(|| superblock.backup_start()).flatten();
+        let records = has_records(&roster).then(|| superblock.records_start()).flatten();
         Ok(Arc::new(Member::new(device, superblock, State::Spare, records)))
     }
 
@@ -308,7 +368,7 @@ fn pattern(roster: &Roster) -> Result<Superblock> {
 
 /// Whether the members carry records of our own.
 fn has_records(roster: &Roster) -> bool {
-    roster.written().all(|member| member.backup.is_some())
+    roster.written().all(|member| member.records.is_some())
 }
 
 /// A device number that nobody has; one that was never given out, as long as there are any: a former member that

@@ -7,9 +7,12 @@
 //!
 //! 1. bitmap pages, header first, to one half of the live members, then to the other: at any moment one half
 //!    holds intact pages, so torn ones lose nothing (a start takes the union of all);
-//! 2. second copies of the superblocks (`backup`), all at once, then the superblocks, all at once: at any moment each
-//!    member has one that is whole. Members without a second copy (md made them) are written one after another, so
-//!    that at any moment at most one is torn.
+//! 2. bad-block logs that have changed;
+//! 3. our records (`record`), all at once, then the superblocks, all at once: at any moment each member has a
+//!    superblock, or a copy in a record, that is whole. Members without records (md made them) are written one after
+//!    another, so that at any moment at most one is torn;
+//! 4. if somebody has left, the records again: the generation that begins without them counts once all who take part
+//!    have it, and nothing is acknowledged before.
 //!
 //! Members that an interrupted round left behind are brought up before the next event is counted: live members never
 //! differ by more than one event, which is the difference assembly tolerates.
@@ -18,17 +21,17 @@
 //! is not trusted.
 
 use super::{Inner, Roster, Verdict};
-use crate::backup;
 use crate::badblocks;
 use crate::bitmap::PAGE;
 use crate::device::Durability;
 use crate::error::{Error, Result};
 use crate::member::{Member, State};
+use crate::record::{self, History, RECORD_BYTES, Record};
 use crate::superblock::{CLEAN, Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, timestamp};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,19 +48,30 @@ pub(super) struct Content {
     pub(super) filling: BTreeMap<u32, (Recovery, bool)>,
     /// By device number: which change of its list of bad blocks its log holds.
     pub(super) bad: BTreeMap<u32, u64>,
+    /// The last generation of the history, and whether it is confirmed.
+    pub(super) generation: Option<(u64, bool)>,
+}
+
+fn last(history: &History) -> Option<(u64, bool)> {
+    history.generations().last().map(|one| (one.id, history.is_confirmed()))
 }
 
 impl Content {
     /// What `superblock` says, with what each of `members` says of itself.
-    pub(super) fn of<'a>(superblock: &Superblock, members: impl Iterator<Item = &'a Superblock>) -> Self {
+    pub(super) fn of<'a>(
+        superblock: &Superblock,
+        members: impl Iterator<Item = &'a Superblock>,
+        history: &History,
+    ) -> Self {
         let filling = members.filter_map(|its| Some((its.dev_number, (its.recovery?, its.replacement))));
         let (resync_offset, roles, size) =
             (superblock.resync_offset, superblock.roles.clone(), superblock.size);
-        Self { resync_offset, roles, size, filling: filling.collect(), bad: BTreeMap::new() }
+        let (filling, bad, generation) = (filling.collect(), BTreeMap::new(), last(history));
+        Self { resync_offset, roles, size, filling, bad, generation }
     }
 
     /// What `roster` is, as of now.
-    fn now(roster: &Roster, resync_offset: u64) -> Self {
+    fn now(roster: &Roster, resync_offset: u64, history: &History) -> Self {
         let replacements = || roster.seats.iter().filter_map(|seat| seat.replacement.as_ref());
         let filling = roster.enlisted().filter(|member| member.state() == State::Rebuilding).map(|member| {
             let offset = member.checkpoint() / SECTOR;
@@ -69,7 +83,9 @@ impl Content {
             .filter(|(_, (recovery, is_replacement))| *is_replacement || recovery.offset < roster.size);
         let bad = roster.enlisted().map(|member| (member.number(), member.bad_version()));
         let bad = bad.filter(|(_, version)| *version > 0).collect();
-        Self { resync_offset, roles: roster.roles(), size: roster.size, filling: filling.collect(), bad }
+        let (filling, roles, size, generation) =
+            (filling.collect(), roster.roles(), roster.size, last(history));
+        Self { resync_offset, roles, size, filling, bad, generation }
     }
 }
 
@@ -80,14 +96,29 @@ pub(super) struct Meta {
     pub(super) events: u64,
     /// What all live superblocks say; `None` while they may differ.
     pub(super) content: Option<Content>,
-    /// By device number: which change of its list of bad blocks has been written, if any was.
-    pub(super) bad_written: BTreeMap<u32, u64>,
-    /// By device number: the event count in the member's superblock. Who is not listed has none.
-    pub(super) written: BTreeMap<u32, u64>,
+    /// By device number: what the member has. Who is not listed has nothing.
+    pub(super) written: BTreeMap<u32, Written>,
+    /// Device numbers of those who held good data when `history` last changed.
+    pub(super) holders: BTreeSet<u32>,
+    /// The generations so far; empty where no member has records.
+    pub(super) history: History,
     /// Whether the freshest superblock said "clean" at assembly.
     pub(super) was_clean: bool,
     /// Whether anything was written since.
     pub(super) touched: bool,
+}
+
+/// What a member's metadata says, as far as it was written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Written {
+    /// The superblock's event count.
+    pub(super) events: u64,
+    /// The superblock; `None` if it is not whole.
+    pub(super) superblock: Option<Box<[u8; SUPER_BYTES]>>,
+    /// The sequence number of the newest record.
+    pub(super) sequence: u64,
+    /// Which change of its list of bad blocks its log holds.
+    pub(super) bad: u64,
 }
 
 /// A writer that the bitmap counts, until it is dropped.
@@ -108,13 +139,19 @@ impl Inner {
     /// Makes sure that a change of the range may begin: its bits are durable on all live members, the superblocks
     /// say "active", and every failure noticed so far is on record. Normally all that is so already.
     pub(crate) async fn prepare(&self, range: &Range<u64>) -> Result<Tracked<'_>> {
-        let durable = self.intent.as_ref().is_none_or(|intent| intent.lock().begin(range));
+        let known = self.untouched.touch(range);
+        if !known {
+            // It was left alone while nobody used it; now its copies are made equal.
+            self.wake.notify_one();
+        }
+        let durable = self.intent.as_ref().is_none_or(|intent| intent.lock().begin(range)) && known;
         let tracked = Tracked { inner: self, range: range.clone() };
         if durable && self.active.load(Ordering::Acquire) && self.is_recorded() {
             return Ok(tracked);
         }
         let mut meta = self.meta.lock().await;
-        let durable = self.intent.as_ref().is_none_or(|intent| intent.lock().is_durable(range));
+        let durable = self.intent.as_ref().is_none_or(|intent| intent.lock().is_durable(range))
+            && self.untouched.is_recorded(range);
         if !(durable && self.active.load(Ordering::Acquire) && self.is_recorded()) {
             self.write_all(&mut meta, 0).await?;
             self.active.store(true, Ordering::Release);
@@ -136,8 +173,13 @@ impl Inner {
 
     /// Writes what is not on record yet, without a change of whether the array is in use.
     pub(super) async fn record(&self, meta: &mut Meta) -> Result<()> {
-        let resync_offset = if self.active.load(Ordering::Acquire) { 0 } else { CLEAN };
+        let resync_offset = if self.active.load(Ordering::Acquire) { 0 } else { self.first_unsynced() };
         self.write_all(meta, resync_offset).await
+    }
+
+    /// What a superblock says while the array is not in use: the first sector that may differ between copies.
+    fn first_unsynced(&self) -> u64 {
+        self.unsynced.lock().next(0).map_or(CLEAN, |range| range.start / SECTOR)
     }
 
     fn is_recorded(&self) -> bool {
@@ -151,13 +193,12 @@ impl Inner {
             // Never written to. A degraded array in particular must not call its absent members failed for that.
             return Ok(());
         }
-        let first_unsynced = self.unsynced.lock().next(0).map(|range| range.start);
         if let Some(intent) = &self.intent
             && !self.roster().is_degraded()
         {
             intent.lock().clear_settled(|region| self.unsynced.lock().intersects(&region));
         }
-        let resync_offset = first_unsynced.map_or(CLEAN, |at| at / SECTOR);
+        let resync_offset = self.first_unsynced();
         // Everything has been flushed: what was filled so far is durable.
         for member in self.roster().written() {
             member.set_checkpoint(member.recovered());
@@ -208,11 +249,17 @@ impl Inner {
         loop {
             let noticed = self.noticed.load(Ordering::Acquire);
             let roster = self.roster();
-            let content = Content::now(&roster, resync_offset);
-            let lagging =
-                roster.enlisted().any(|member| meta.written.get(&member.number()) != Some(&meta.events));
+            self.update_history(meta, &roster);
+            let content = Content::now(&roster, resync_offset, &meta.history);
+            let lags = |member: &Arc<Member>| {
+                meta.written.get(&member.number()).is_none_or(|written| written.events != meta.events)
+            };
+            let lagging = roster.enlisted().any(lags);
             if !lagging && meta.content.as_ref() == Some(&content) {
                 self.write_pages(meta).await?;
+                if self.untouched.is_pending() {
+                    self.write_records(meta, &roster).await?;
+                }
                 if noticed == self.noticed.load(Ordering::Acquire) {
                     self.recorded.store(noticed, Ordering::Release);
                     return Ok(());
@@ -228,70 +275,102 @@ impl Inner {
             }
             self.write_pages(meta).await?;
             self.write_bad_blocks(meta, &roster).await?;
-            self.write_superblocks(meta, &roster, &content, !lagging).await?;
+            self.write_superblocks(meta, &roster, &content).await?;
             if !lagging {
-                meta.content = Some(content);
+                if !meta.history.generations().is_empty() && !meta.history.is_confirmed() {
+                    meta.history.confirm();
+                    self.write_records(meta, &roster).await?;
+                }
+                meta.content = Some(Content { generation: last(&meta.history), ..content });
             }
         }
     }
 
-    /// Writes the superblocks that lack the current event count. With `copies`, their second copies first.
-    async fn write_superblocks(
-        &self,
-        meta: &mut Meta,
-        roster: &Roster,
-        content: &Content,
-        copies: bool,
-    ) -> Result<()> {
-        let updated = timestamp(self.runtime.wall_clock());
-        let written = |meta: &Meta, member: &Member| meta.written.get(&member.number()).copied();
-        let mut order: Vec<(&Arc<Member>, [u8; SUPER_BYTES])> = roster
-            .enlisted()
-            .filter(|member| written(meta, member) != Some(meta.events))
-            .map(|member| {
-                let mut superblock = member.superblock.clone();
-                let filling = content.filling.get(&member.number());
-                superblock.events = meta.events;
-                superblock.updated = updated;
-                superblock.resync_offset = content.resync_offset;
-                superblock.roles.clone_from(&content.roles);
-                superblock.size = content.size;
-                if let Some(log) = &mut superblock.bad_block_log {
-                    // Once used, it is read: md takes the same view.
-                    log.in_use |= content.bad.contains_key(&member.number());
-                }
-                superblock.recovery =
-                    filling.map(|(recovery, _)| *recovery).filter(|r| r.offset < content.size);
-                superblock.replacement = filling.is_some_and(|(_, is_replacement)| *is_replacement);
-                superblock.corrected = u32::try_from(member.counters().1).unwrap_or(u32::MAX);
-                (member, superblock.encode())
-            })
-            .collect();
-        order.sort_by_key(|(member, _)| (written(meta, member).unwrap_or(0), member.number()));
-        if copies {
-            let backups = order.iter().filter_map(|(member, bytes)| {
-                let copy = Bytes::copy_from_slice(&backup::encode(bytes)?);
-                Some((*member, member.device.write(member.backup?, copy, Durability::Stable)))
-            });
-            let backups = backups.map(|(member, write)| async move { (member, write.await) });
-            for (member, outcome) in join_all(backups).await {
-                outcome.or_else(|failure| self.settle_failure(member, failure))?;
-            }
+    /// Begins a generation if somebody who held good data has left, or none is known.
+    fn update_history(&self, meta: &mut Meta, roster: &Roster) {
+        let holders = roster.holders();
+        let begins = meta.history.generations().is_empty() || !meta.holders.is_subset(&holders);
+        if begins && roster.written().any(|member| member.records.is_some()) {
+            let mut id = [0; 8];
+            self.runtime.fill_random(&mut id);
+            meta.history.begin(u64::from_le_bytes(id), meta.events + 1);
         }
+        meta.holders = holders;
+    }
+
+    /// Writes the superblocks that lack the current event count, and the records that go with them first.
+    async fn write_superblocks(&self, meta: &mut Meta, roster: &Roster, content: &Content) -> Result<()> {
+        let updated = timestamp(self.runtime.wall_clock());
+        let events =
+            |meta: &Meta, member: &Member| meta.written.get(&member.number()).map_or(0, |one| one.events);
+        let mut order: Vec<(&Arc<Member>, Box<[u8; SUPER_BYTES]>)> = roster
+            .enlisted()
+            .filter(|member| events(meta, member) != meta.events)
+            .map(|member| (member, Box::new(superblock(member, meta.events, updated, content).encode())))
+            .collect();
+        order.sort_by_key(|(member, _)| (events(meta, member), member.number()));
+        self.write_records_of(meta, &order).await?;
         let (together, alone): (Vec<_>, Vec<_>) =
-            order.into_iter().partition(|(member, _)| member.backup.is_some());
+            order.into_iter().partition(|(member, _)| member.records.is_some());
         let waves = std::iter::once(together).chain(alone.into_iter().map(|one| vec![one]));
         for wave in waves {
-            let writes = wave.iter().filter(|(member, _)| !member.is_faulty()).map(|(member, bytes)| async {
-                let bytes = Bytes::copy_from_slice(bytes);
-                (*member, member.device.write(SUPER_OFFSET, bytes, Durability::Stable).await)
-            });
-            for (member, outcome) in join_all(writes).await {
+            let writes = wave.into_iter().filter(|(member, _)| !member.is_faulty()).map(
+                |(member, bytes)| async move {
+                    let write = Bytes::copy_from_slice(&bytes[..]);
+                    (member, bytes, member.device.write(SUPER_OFFSET, write, Durability::Stable).await)
+                },
+            );
+            for (member, bytes, outcome) in join_all(writes).await {
+                let written = meta.written.entry(member.number()).or_default();
                 match outcome {
-                    Ok(()) => drop(meta.written.insert(member.number(), meta.events)),
-                    Err(failure) => self.settle_failure(member, failure)?,
+                    Ok(()) => (written.events, written.superblock) = (meta.events, Some(bytes)),
+                    Err(failure) => {
+                        // It may be torn, or new: nothing that relies on it is written to this member any more.
+                        written.superblock = None;
+                        self.settle_failure(member, failure)?;
+                    }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Writes all records anew, beside the superblocks that are there; then they know all that was touched before.
+    async fn write_records(&self, meta: &mut Meta, roster: &Roster) -> Result<()> {
+        let granules = self.untouched.granules();
+        let there = |member: &Arc<Member>| meta.written.get(&member.number())?.superblock.clone();
+        let all: Vec<_> = roster.enlisted().filter_map(|member| Some((member, there(member)?))).collect();
+        self.write_records_of(meta, &all).await?;
+        self.untouched.written(&granules);
+        Ok(())
+    }
+
+    /// Writes the records that go with these superblocks, on members that have records.
+    async fn write_records_of(
+        &self,
+        meta: &mut Meta,
+        list: &[(&Arc<Member>, Box<[u8; SUPER_BYTES]>)],
+    ) -> Result<()> {
+        let mut writes = Vec::new();
+        for (member, superblock) in list {
+            let Some(start) = member.records else { continue };
+            let written = meta.written.entry(member.number()).or_default();
+            written.sequence += 1;
+            let (untouched, blank) = (self.untouched.granules(), self.untouched.blank());
+            let (sequence, bad, superblock) = (written.sequence, member.listed().0, superblock.clone());
+            let history = meta.history.clone();
+            let record = Record { sequence, superblock, blank, untouched, history, bad }.encode();
+            let at = start + record::slot_of(sequence) * RECORD_BYTES as u64;
+            writes.push(async move {
+                let outcome = match record {
+                    Ok(bytes) => member.device.write(at, Bytes::from(bytes), Durability::Stable).await,
+                    Err(cause) => Err(Error::Record { device: member.device.name().to_owned(), cause }),
+                };
+                (*member, outcome)
+            });
+        }
+        for (member, outcome) in join_all(writes).await {
+            outcome.or_else(|failure| self.settle_failure(member, failure))?;
         }
         Ok(())
     }
@@ -300,7 +379,7 @@ impl Inner {
     async fn write_bad_blocks(&self, meta: &mut Meta, roster: &Roster) -> Result<()> {
         for member in roster.written() {
             let (listed, version) = member.listed();
-            let known = meta.bad_written.get(&member.number()).copied().unwrap_or(0);
+            let known = meta.written.get(&member.number()).map_or(0, |written| written.bad);
             let (Some((at, room)), Some(log)) =
                 (member.superblock.bad_block_log_area(), member.superblock.bad_block_log)
             else {
@@ -315,7 +394,7 @@ impl Inner {
                 None => Err(Error::TooManyBadBlocks { device: member.device.name().to_owned() }),
             };
             match outcome {
-                Ok(()) => drop(meta.bad_written.insert(member.number(), version)),
+                Ok(()) => meta.written.entry(member.number()).or_default().bad = version,
                 Err(failure) => self.settle_failure(member, failure)?,
             }
         }
@@ -363,6 +442,25 @@ impl Inner {
             Verdict::Kept => Err(failure),
         }
     }
+}
+
+/// What a member's superblock is to say.
+fn superblock(member: &Member, events: u64, updated: u64, content: &Content) -> Superblock {
+    let mut superblock = member.superblock.clone();
+    let filling = content.filling.get(&member.number());
+    superblock.events = events;
+    superblock.updated = updated;
+    superblock.resync_offset = content.resync_offset;
+    superblock.roles.clone_from(&content.roles);
+    superblock.size = content.size;
+    if let Some(log) = &mut superblock.bad_block_log {
+        // Once used, it is read: md takes the same view.
+        log.in_use |= content.bad.contains_key(&member.number());
+    }
+    superblock.recovery = filling.map(|(recovery, _)| *recovery).filter(|r| r.offset < content.size);
+    superblock.replacement = filling.is_some_and(|(_, is_replacement)| *is_replacement);
+    superblock.corrected = u32::try_from(member.counters().1).unwrap_or(u32::MAX);
+    superblock
 }
 
 async fn write_pages_to(member: &Member, pages: &[(u64, Bytes)]) -> Result<()> {

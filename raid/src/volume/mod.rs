@@ -33,6 +33,7 @@ mod range_lock;
 mod read;
 mod roster;
 mod status;
+mod untouched;
 mod write;
 
 pub(crate) use crate::range_set::RangeSet;
@@ -99,6 +100,8 @@ pub(crate) struct Inner {
     pub(crate) speed: Speed,
     pub(crate) scrub: Scrub,
     events: EventLog,
+    /// What was never written.
+    pub(crate) untouched: untouched::Untouched,
     /// A flush of a last copy failed.
     lost: AtomicBool,
     pub(crate) gate: Gate,

@@ -12,7 +12,7 @@ pub(super) fn status(inner: &Inner) -> Status {
         VolumeState::Failed
     } else if roster.is_degraded() {
         VolumeState::Degraded
-    } else if inner.active.load(Ordering::Acquire) {
+    } else if inner.active.load(Ordering::Acquire) || inner.any_unsynced.load(Ordering::Acquire) {
         VolumeState::Active
     } else {
         VolumeState::Clean
