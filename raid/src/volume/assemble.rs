@@ -72,7 +72,7 @@ pub(super) async fn assemble(
         let is_partial = its.recovery.is_some() || its.replacement;
         (is_idle, Reverse(its.events), called_failed.contains(&its.dev_number), is_partial, its.dev_number)
     });
-    let Chosen { current, spares, stale } = choose(candidates)?;
+    let Chosen { current, spares, stale } = choose(candidates, &called_failed)?;
     let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
     let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
     let geometry = freshest.geometry()?;
@@ -80,11 +80,12 @@ pub(super) async fn assemble(
 
     let history = current.first().and_then(|(_, found)| found.history().cloned()).unwrap_or_default();
     let untouched = untouched(&geometry, &current);
-    let mut written = BTreeMap::new();
+    let (mut written, mut sequences) = (BTreeMap::new(), BTreeMap::new());
     let mut roster = Roster::new(geometry.clone(), freshest.size, table(&freshest, &current));
     roster.stale = stale;
     for (slot, found) in current {
         let is_replacement = found.superblock.replacement;
+        sequences.insert(found.superblock.dev_number, found.records.sequence);
         written.insert(found.superblock.dev_number, Written::found(&found));
         let member = Member::join(found.device, found.superblock, Some(slot), &found.records).await?;
         let member = Arc::new(member);
@@ -92,6 +93,7 @@ pub(super) async fn assemble(
         *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
     }
     for found in spares {
+        sequences.insert(found.superblock.dev_number, found.records.sequence);
         written.insert(found.superblock.dev_number, Written { events: 0, ..Written::found(&found) });
         let member = Member::join(found.device, found.superblock, None, &found.records).await?;
         roster.idle.push(Arc::new(member));
@@ -121,7 +123,9 @@ pub(super) async fn assemble(
             .then_some(said),
         holders: holders(&freshest, &roster),
         history,
+        handover: None,
         written,
+        sequences,
         was_clean: freshest.is_clean(),
         touched: false,
     };
@@ -300,7 +304,7 @@ struct Chosen {
 }
 
 /// Sorts candidates, who come freshest first.
-fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
+fn choose(candidates: Vec<Candidate>, called_failed: &[u32]) -> Result<Chosen> {
     let Some(first) = candidates.first() else { return Err(Error::NoMembers) };
     let (freshest, freshest_name) = (first.superblock.clone(), first.name());
     let history = first.history().cloned();
@@ -308,7 +312,8 @@ fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
     for found in candidates {
         let its = &found.superblock;
         let role = freshest.role_of(its.dev_number);
-        if role == Role::Spare && its.own_role() == Role::Spare {
+        // One that has not heard of its slot holds nothing, whatever others say: it waits for a slot again.
+        if its.own_role() == Role::Spare && matches!(role, Role::Spare | Role::Active(_)) {
             chosen.spares.push(found);
             continue;
         }
@@ -344,6 +349,11 @@ fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
             *taken == slot && other.superblock.replacement == its.replacement
         };
         if let Some((_, other)) = chosen.current.iter().find(same_place) {
+            if called_failed.contains(&its.dev_number) {
+                // It was replaced, and the power went before all had that on record.
+                chosen.stale.push((slot, found.name()));
+                continue;
+            }
             return Err(Error::MemberTwice { device: found.name(), other: other.name() });
         }
         chosen.current.push((slot, found));
@@ -440,6 +450,8 @@ impl Written {
     fn found(found: &Candidate) -> Self {
         let events = if found.bytes.is_some() { found.superblock.events } else { 0 };
         let superblock = found.bytes.clone();
-        Self { events, superblock, sequence: found.records.sequence, bad: 0 }
+        let its = &found.superblock;
+        let whole = matches!(its.own_role(), Role::Active(_)) && its.recovery.is_none() && !its.replacement;
+        Self { events, whole, superblock, bad: 0 }
     }
 }

@@ -20,7 +20,7 @@ use crate::member::{Member, Records, State, read_records, read_superblock_bytes}
 use crate::orders::{Added, MemberName};
 use crate::record::Relation;
 use crate::superblock::{Role, SECTOR, Superblock};
-use crate::volume::metadata::{Meta, Written};
+use crate::volume::metadata::Meta;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -60,6 +60,7 @@ impl Inner {
         if member.is_written() {
             return Err(Error::MemberInUse { device: member.device.name().to_owned() });
         }
+        self.record(&mut meta).await?;
         let mut roster = Roster::clone(&self.roster());
         let number = member.number() as usize;
         if let Some(role) = roster.table.get_mut(number) {
@@ -143,28 +144,32 @@ impl Inner {
     pub(crate) async fn complete(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
         let mut meta = self.meta.lock().await;
         let Some(slot) = member.slot() else { return Ok(()) };
+        self.record(&mut meta).await?;
         let roster = self.roster();
         let is_replacement =
             roster.seats[slot.0].replacement.as_ref().is_some_and(|one| Arc::ptr_eq(one, member));
         if is_replacement {
-            // From here on changes go to the new member alone, and are acknowledged once that is on record.
+            // On record first: until then both are written, and the one that leaves counts.
+            let leaving = roster.seats[slot.0].member.clone();
+            meta.handover = leaving.as_ref().map(|leaving| (member.number(), leaving.number()));
+            member.set_checkpoint(roster.size * SECTOR);
+            let recorded = self.record(&mut meta).await;
+            meta.handover = None;
+            recorded?;
             let mut next = Roster::clone(&roster);
             let seat = &mut next.seats[slot.0];
-            let leaving = std::mem::replace(&mut seat.member, seat.replacement.take());
-            {
-                let _verdict = self.verdicts.lock();
-                if !member.complete() {
-                    return Ok(());
-                }
-                if let Some(leaving) = &leaving
-                    && !leaving.is_faulty()
-                {
-                    self.expel(leaving, "it was replaced");
-                }
-                next.idle.extend(leaving);
-                self.set_roster(next);
+            (seat.member, seat.replacement) = (seat.replacement.take(), None);
+            next.idle.extend(leaving.clone());
+            let _verdict = self.verdicts.lock();
+            if !member.complete() {
+                return Ok(());
             }
-            self.record(&mut meta).await?;
+            self.set_roster(next);
+            if let Some(leaving) = &leaving
+                && !leaving.is_faulty()
+            {
+                self.expel(leaving, "it was replaced");
+            }
         } else {
             // On record first: until then the others are the ones that count.
             member.set_checkpoint(roster.size * SECTOR);
@@ -268,8 +273,8 @@ impl Inner {
     ) -> Result<()> {
         let Former { superblock, records } = former;
         let member = Arc::new(Member::join(device, superblock, None, &records).await?);
-        let written = Written { sequence: records.sequence, ..Written::default() };
-        meta.written.insert(member.number(), written);
+        // Not as one that lags: the others hear of it first. Its records go on counting.
+        meta.sequences.insert(member.number(), records.sequence);
         self.enlist(meta, &member, |roster| {
             // Its former self is let go: from here on this is the one.
             roster.idle.retain(|one| one.number() != member.number());
@@ -316,6 +321,8 @@ impl Inner {
         member: &Arc<Member>,
         join: impl FnOnce(&mut Roster),
     ) -> Result<()> {
+        // Nobody lags when the roster changes: what brings them up would say what the others do not know yet.
+        self.record(meta).await?;
         self.write_bitmap(member).await?;
         let mut roster = Roster::clone(&self.roster());
         join(&mut roster);

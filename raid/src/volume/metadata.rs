@@ -52,6 +52,15 @@ pub(super) struct Content {
     pub(super) generation: Option<(u64, bool)>,
 }
 
+impl Content {
+    /// Device numbers of those who hold good data.
+    fn holders(&self) -> BTreeSet<u32> {
+        let active = |role: &Role| matches!(role, Role::Active(_));
+        let numbers = (0..self.roles.len() as u32).filter(|&number| active(&self.roles[number as usize]));
+        numbers.filter(|number| !self.filling.contains_key(number)).collect()
+    }
+}
+
 fn last(history: &History) -> Option<(u64, bool)> {
     history.generations().last().map(|one| (one.id, history.is_confirmed()))
 }
@@ -71,7 +80,9 @@ impl Content {
     }
 
     /// What `roster` is, as of now.
-    fn now(roster: &Roster, resync_offset: u64, history: &History) -> Self {
+    ///
+    /// `handover`: the numbers of a replacement that is whole now and of the member it takes over from.
+    fn now(roster: &Roster, resync_offset: u64, history: &History, handover: Option<(u32, u32)>) -> Self {
         let replacements = || roster.seats.iter().filter_map(|seat| seat.replacement.as_ref());
         let filling = roster.enlisted().filter(|member| member.state() == State::Rebuilding).map(|member| {
             let offset = member.checkpoint() / SECTOR;
@@ -81,12 +92,25 @@ impl Content {
         // Filled to the end is not being filled any more: the superblock says so before anybody relies on it.
         let filling = filling
             .filter(|(_, (recovery, is_replacement))| *is_replacement || recovery.offset < roster.size);
+        let filling = filling.filter(|(number, _)| handover.is_none_or(|(whole, _)| whole != *number));
         let bad = roster.enlisted().map(|member| (member.number(), member.bad_version()));
         let bad = bad.filter(|(_, version)| *version > 0).collect();
-        let (filling, roles, size, generation) =
-            (filling.collect(), roster.roles(), roster.size, last(history));
+        let (filling, size, generation) = (filling.collect(), roster.size, last(history));
+        let mut roles = roster.roles();
+        if let Some((_, leaving)) = handover {
+            roles[leaving as usize] = Role::Faulty;
+        }
         Self { resync_offset, roles, size, filling, bad, generation }
     }
+}
+
+/// In which wave of a round a member's superblock is written. Those that become whole come first, so that the slot they
+/// fill has somebody in any case; those that do not count come last, so that they are never ahead of all that do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wave {
+    BecomesWhole,
+    Whole,
+    DoesNotCount,
 }
 
 /// The state of the members' metadata, as far as it was written.
@@ -98,10 +122,14 @@ pub(super) struct Meta {
     pub(super) content: Option<Content>,
     /// By device number: what the member has. Who is not listed has nothing.
     pub(super) written: BTreeMap<u32, Written>,
+    /// By device number: the sequence number of the newest record.
+    pub(super) sequences: BTreeMap<u32, u64>,
     /// Device numbers of those who held good data when `history` last changed.
     pub(super) holders: BTreeSet<u32>,
     /// The generations so far; empty where no member has records.
     pub(super) history: History,
+    /// A replacement that is whole, and who it takes over from, until the roster says so.
+    pub(super) handover: Option<(u32, u32)>,
     /// Whether the freshest superblock said "clean" at assembly.
     pub(super) was_clean: bool,
     /// Whether anything was written since.
@@ -111,12 +139,12 @@ pub(super) struct Meta {
 /// What a member's metadata says, as far as it was written.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Written {
-    /// The superblock's event count.
+    /// The superblock's event count; 0 for one that is to be written again.
     pub(super) events: u64,
+    /// Whether the superblock says that the member holds everything its slot should.
+    pub(super) whole: bool,
     /// The superblock; `None` if it is not whole.
     pub(super) superblock: Option<Box<[u8; SUPER_BYTES]>>,
-    /// The sequence number of the newest record.
-    pub(super) sequence: u64,
     /// Which change of its list of bad blocks its log holds.
     pub(super) bad: u64,
 }
@@ -249,10 +277,15 @@ impl Inner {
         loop {
             let noticed = self.noticed.load(Ordering::Acquire);
             let roster = self.roster();
-            self.update_history(meta, &roster);
-            let content = Content::now(&roster, resync_offset, &meta.history);
+            // If the replacement fails in the middle of this, nobody takes over.
+            let takes_over = |(whole, _): &(u32, u32)| roster.written().any(|one| one.number() == *whole);
+            let handover = meta.handover.filter(takes_over);
+            let content = Content::now(&roster, resync_offset, &meta.history, handover);
+            self.update_history(meta, &roster, &content);
+            let content = Content { generation: last(&meta.history), ..content };
+            // Who has nothing yet does not lag: it is told with the others, and after them.
             let lags = |member: &Arc<Member>| {
-                meta.written.get(&member.number()).is_none_or(|written| written.events != meta.events)
+                meta.written.get(&member.number()).is_some_and(|written| written.events != meta.events)
             };
             let lagging = roster.enlisted().any(lags);
             if !lagging && meta.content.as_ref() == Some(&content) {
@@ -287,8 +320,8 @@ impl Inner {
     }
 
     /// Begins a generation if somebody who held good data has left, or none is known.
-    fn update_history(&self, meta: &mut Meta, roster: &Roster) {
-        let holders = roster.holders();
+    fn update_history(&self, meta: &mut Meta, roster: &Roster, content: &Content) {
+        let holders = content.holders();
         let begins = meta.history.generations().is_empty() || !meta.holders.is_subset(&holders);
         if begins && roster.written().any(|member| member.records.is_some()) {
             let mut id = [0; 8];
@@ -303,17 +336,34 @@ impl Inner {
         let updated = timestamp(self.runtime.wall_clock());
         let events =
             |meta: &Meta, member: &Member| meta.written.get(&member.number()).map_or(0, |one| one.events);
+        let is_whole = |member: &Member| match member.role() {
+            Role::Active(_) => !content.filling.contains_key(&member.number()),
+            _ => false,
+        };
+        let wave = |meta: &Meta, member: &Member| {
+            let was_whole = meta.written.get(&member.number()).is_some_and(|written| written.whole);
+            match (is_whole(member), was_whole) {
+                (true, false) => Wave::BecomesWhole,
+                (true, true) => Wave::Whole,
+                (false, _) => Wave::DoesNotCount,
+            }
+        };
         let mut order: Vec<(&Arc<Member>, Box<[u8; SUPER_BYTES]>)> = roster
             .enlisted()
             .filter(|member| events(meta, member) != meta.events)
             .map(|member| (member, Box::new(superblock(member, meta.events, updated, content).encode())))
             .collect();
-        order.sort_by_key(|(member, _)| (events(meta, member), member.number()));
-        self.write_records_of(meta, &order).await?;
-        let (together, alone): (Vec<_>, Vec<_>) =
-            order.into_iter().partition(|(member, _)| member.records.is_some());
-        let waves = std::iter::once(together).chain(alone.into_iter().map(|one| vec![one]));
-        for wave in waves {
+        order.sort_by_key(|(member, _)| (wave(meta, member), events(meta, member), member.number()));
+        let mut waves: Vec<(Wave, bool, Vec<_>)> = Vec::new();
+        for one in order {
+            let (wave, alone) = (wave(meta, one.0), one.0.records.is_none());
+            match waves.last_mut() {
+                Some((same, false, batch)) if *same == wave && !alone => batch.push(one),
+                _ => waves.push((wave, alone, vec![one])),
+            }
+        }
+        for (_, _, wave) in waves {
+            self.write_records_of(meta, &wave).await?;
             let writes = wave.into_iter().filter(|(member, _)| !member.is_faulty()).map(
                 |(member, bytes)| async move {
                     let write = Bytes::copy_from_slice(&bytes[..]);
@@ -323,7 +373,10 @@ impl Inner {
             for (member, bytes, outcome) in join_all(writes).await {
                 let written = meta.written.entry(member.number()).or_default();
                 match outcome {
-                    Ok(()) => (written.events, written.superblock) = (meta.events, Some(bytes)),
+                    Ok(()) => {
+                        (written.events, written.superblock) = (meta.events, Some(bytes));
+                        written.whole = is_whole(member);
+                    }
                     Err(failure) => {
                         // It may be torn, or new: nothing that relies on it is written to this member any more.
                         written.superblock = None;
@@ -354,10 +407,11 @@ impl Inner {
         let mut writes = Vec::new();
         for (member, superblock) in list {
             let Some(start) = member.records else { continue };
-            let written = meta.written.entry(member.number()).or_default();
-            written.sequence += 1;
+            let sequence = meta.sequences.entry(member.number()).or_default();
+            *sequence += 1;
+            let sequence = *sequence;
             let (untouched, blank) = (self.untouched.granules(), self.untouched.blank());
-            let (sequence, bad, superblock) = (written.sequence, member.listed().0, superblock.clone());
+            let (bad, superblock) = (member.listed().0, superblock.clone());
             let history = meta.history.clone();
             let record = Record { sequence, superblock, blank, untouched, history, bad }.encode();
             let at = start + record::slot_of(sequence) * RECORD_BYTES as u64;

@@ -8,7 +8,6 @@
 use crate::geometry::{Geometry, MemberOffset, Place, Slot, Span};
 use crate::member::{Member, State};
 use crate::superblock::Role;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A slot's members.
@@ -97,12 +96,6 @@ impl Roster {
         let holds_all =
             |slot: &Slot| *slot != own && self.in_sync(*slot).is_some_and(|other| !other.has_bad());
         self.mirrors.iter().filter(|set| set.contains(&own)).all(|set| set.iter().any(holds_all))
-    }
-
-    /// Device numbers of those who hold good data.
-    pub(crate) fn holders(&self) -> BTreeSet<u32> {
-        let members = self.seats.iter().filter_map(|seat| seat.member.as_ref());
-        members.filter(|member| member.is_in_sync()).map(|member| member.number()).collect()
     }
 
     /// A slot that nobody fills or holds, if there is one.

@@ -116,7 +116,7 @@ impl Inner {
             let is_elsewhere = outcomes.iter().any(|(other, outcome)| {
                 outcome.is_ok() && other.of == leg.of && other.of.is_some() && other.member.is_in_sync()
             });
-            if is_elsewhere && self.narrow(leg, failure).await {
+            if is_elsewhere && self.narrow(leg, failure, durability).await {
                 continue;
             }
             if self.judge(leg.member, failure) == Verdict::Kept {
@@ -128,7 +128,7 @@ impl Inner {
 
     /// Writes a leg that failed again, block by block, and lists those that fail again as bad. Returns whether that was
     /// possible: it is not for a device that seems gone as a whole, nor where durability failed.
-    async fn narrow(&self, leg: &Leg<'_>, failure: &Error) -> bool {
+    async fn narrow(&self, leg: &Leg<'_>, failure: &Error, durability: Durability) -> bool {
         let (Some(data), Error::Io { operation: Operation::Write, .. }, false) =
             (&leg.data, failure, failure.spares_device())
         else {
@@ -142,8 +142,7 @@ impl Inner {
         while at < end {
             let to = ((at / BLOCK + 1) * BLOCK).min(end);
             let part = data.slice((at - leg.at) as usize..(to - leg.at) as usize);
-            let written =
-                leg.member.device.write(leg.member.position(MemberOffset(at)), part, Durability::Cached);
+            let written = leg.member.device.write(leg.member.position(MemberOffset(at)), part, durability);
             match written.await {
                 Ok(()) => leg.member.note_written(&(at..to)),
                 // Whole blocks: what a partial write of a block left in the rest of it is unknown.
