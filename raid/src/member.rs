@@ -95,6 +95,8 @@ impl Member {
         let state = match (slot, superblock.recovery) {
             (None, _) => State::Spare,
             (Some(_), Some(_)) => State::Rebuilding,
+            // Filled to the end, but it has not taken over yet.
+            (Some(_), None) if superblock.replacement => State::Rebuilding,
             (Some(_), None) => State::InSync,
         };
         let member = Self::new(device, superblock, state, found.at);
@@ -108,7 +110,8 @@ impl Member {
     /// A member whose metadata is known, without a slot.
     #[must_use]
     pub fn new(device: Arc<dyn Device>, superblock: Superblock, state: State, records: Option<u64>) -> Self {
-        let recovery = superblock.recovery.unwrap_or(Recovery { offset: 0, by_bitmap: false });
+        let filled = if superblock.replacement { superblock.size } else { 0 };
+        let recovery = superblock.recovery.unwrap_or(Recovery { offset: filled, by_bitmap: false });
         let from = recovery.offset.saturating_mul(SECTOR);
         let corrected = AtomicU64::new(u64::from(superblock.corrected));
         Self {

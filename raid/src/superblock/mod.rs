@@ -374,6 +374,12 @@ impl Superblock {
         Geometry::new(self.layout, self.raid_disks as usize, u64::from(self.chunk) * SECTOR, usable)
     }
 
+    /// Whether the member holds a slot and all that belongs there.
+    #[must_use]
+    pub fn holds_everything(&self) -> bool {
+        matches!(self.own_role(), Role::Active(_)) && self.recovery.is_none() && !self.replacement
+    }
+
     /// What this member's table says it is itself.
     #[must_use]
     pub fn own_role(&self) -> Role {

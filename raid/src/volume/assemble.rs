@@ -72,7 +72,7 @@ pub(super) async fn assemble(
         let is_partial = its.recovery.is_some() || its.replacement;
         (is_idle, Reverse(its.events), called_failed.contains(&its.dev_number), is_partial, its.dev_number)
     });
-    let Chosen { current, spares, stale } = choose(candidates, &called_failed)?;
+    let Chosen { current, spares, stale } = choose(leave_out_superseded(candidates))?;
     let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
     let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
     let geometry = freshest.geometry()?;
@@ -280,14 +280,28 @@ fn refuse_foreign_and_double(candidates: &[Candidate]) -> Result<()> {
                     other_array: earlier.superblock.array,
                 });
             }
-            if found.superblock.device == earlier.superblock.device
-                || found.superblock.dev_number == earlier.superblock.dev_number
-            {
+            let (one, other) = (&found.superblock, &earlier.superblock);
+            let same_number = one.dev_number == other.dev_number && one.events == other.events;
+            if one.device == other.device || same_number {
                 return Err(Error::MemberTwice { device: found.name(), other: earlier.name() });
             }
         }
     }
     Ok(())
+}
+
+/// Leaves out those whose number was given to somebody else after they had left. Candidates come freshest first.
+fn leave_out_superseded(candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let mut numbers = BTreeSet::new();
+    let mut left = Vec::with_capacity(candidates.len());
+    for found in candidates {
+        if numbers.insert(found.superblock.dev_number) {
+            left.push(found);
+        } else {
+            tracing::warn!(member = %found.name(), "its number was given to another member since: left out");
+        }
+    }
+    left
 }
 
 type Current = Vec<(Slot, Candidate)>;
@@ -304,7 +318,7 @@ struct Chosen {
 }
 
 /// Sorts candidates, who come freshest first.
-fn choose(candidates: Vec<Candidate>, called_failed: &[u32]) -> Result<Chosen> {
+fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
     let Some(first) = candidates.first() else { return Err(Error::NoMembers) };
     let (freshest, freshest_name) = (first.superblock.clone(), first.name());
     let history = first.history().cloned();
@@ -348,13 +362,19 @@ fn choose(candidates: Vec<Candidate>, called_failed: &[u32]) -> Result<Chosen> {
         let same_place = |(taken, other): &&(Slot, Candidate)| {
             *taken == slot && other.superblock.replacement == its.replacement
         };
-        if let Some((_, other)) = chosen.current.iter().find(same_place) {
-            if called_failed.contains(&its.dev_number) {
-                // It was replaced, and the power went before all had that on record.
+        if let Some(at) = chosen.current.iter().position(|one| same_place(&one)) {
+            // One took the place of the other, and a power cut came before the freshest knew. Whoever has that on
+            // record is the one that counts.
+            let other = &chosen.current[at].1;
+            if other.superblock.role_of(its.dev_number) == Role::Faulty {
                 chosen.stale.push((slot, found.name()));
                 continue;
             }
-            return Err(Error::MemberTwice { device: found.name(), other: other.name() });
+            if its.role_of(other.superblock.dev_number) != Role::Faulty {
+                return Err(Error::MemberTwice { device: found.name(), other: other.name() });
+            }
+            let (_, other) = chosen.current.remove(at);
+            chosen.stale.push((slot, other.name()));
         }
         chosen.current.push((slot, found));
     }
@@ -451,7 +471,7 @@ impl Written {
         let events = if found.bytes.is_some() { found.superblock.events } else { 0 };
         let superblock = found.bytes.clone();
         let its = &found.superblock;
-        let whole = matches!(its.own_role(), Role::Active(_)) && its.recovery.is_none() && !its.replacement;
+        let whole = its.holds_everything();
         Self { events, whole, superblock, bad: 0 }
     }
 }

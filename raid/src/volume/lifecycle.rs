@@ -82,8 +82,9 @@ impl Inner {
         let _one_at_a_time = self.commands.lock().await;
         let _entered = self.enter()?;
         self.refuse_if_unwritable()?;
-        let former = self.look_at(device.as_ref(), force).await?;
+        // Under the mutex: a superblock that is being written could look damaged.
         let mut meta = self.meta.lock().await;
+        let former = self.look_at(device.as_ref(), force).await?;
         if let Some(former) = former
             && let Some(slot) = self.returns(&meta, &former)
         {
@@ -111,8 +112,8 @@ impl Inner {
         if self.roster().seats[slot.0].replacement.as_ref().is_some_and(|one| !one.is_faulty()) {
             return Err(Error::ReplacedAlready { device: leaving.device.name().to_owned() });
         }
-        self.look_at(device.as_ref(), false).await?;
         let mut meta = self.meta.lock().await;
+        self.look_at(device.as_ref(), false).await?;
         let member = self.prepare_member(device).await?;
         self.enlist(&mut meta, &member, |roster| {
             member.take_slot(slot, 0, false);
@@ -216,6 +217,10 @@ impl Inner {
     /// Checks that a device may join.
     async fn look_at(&self, device: &dyn Device, force: bool) -> Result<Option<Former>> {
         let roster = self.roster();
+        if let Some(member) = roster.enlisted().find(|member| member.device.name() == device.name()) {
+            let (device, other) = (device.name().to_owned(), member.device.name().to_owned());
+            return Err(Error::MemberTwice { device, other });
+        }
         let like = pattern(&roster)?;
         let needed = like.data_start() + roster.size * SECTOR;
         if device.size() < needed {
@@ -252,7 +257,7 @@ impl Inner {
         let is_vacant = roster.seats.get(slot.0).is_some_and(|seat| !seat.all().any(|one| one.is_written()));
         let is_its_number = roster.roles().get(its.dev_number as usize) == Some(&Role::Faulty)
             && !roster.enlisted().any(|member| member.number() == its.dev_number);
-        let held_all = its.recovery.is_none() && !its.replacement;
+        let held_all = its.holds_everything();
         let like = pattern(&roster).ok()?;
         let same = (its.layout, its.chunk, its.raid_disks, its.size, its.bitmap_offset)
             == (like.layout, like.chunk, like.raid_disks, roster.size, like.bitmap_offset);
