@@ -9,6 +9,7 @@ mod create;
 mod examine;
 mod members;
 mod progress;
+mod scrub;
 mod serve;
 pub mod size;
 mod status;
@@ -40,6 +41,7 @@ enum Command {
     Remove(members::Remove),
     Add(members::Add),
     Replace(members::Replace),
+    Scrub(scrub::Scrub),
     Wait(wait::Wait),
     Limit(members::Limit),
     Stop(stop::Stop),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Remove(remove) => run_small(remove.run()),
         Command::Add(add) => run_small(add.run()),
         Command::Replace(replace) => run_small(replace.run()),
+        Command::Scrub(scrub) => run_small(scrub.run()),
         Command::Wait(wait) => run_small(wait.run()),
         Command::Limit(limit) => run_small(limit.run()),
         Command::Stop(stop) => run_small(stop.run()),

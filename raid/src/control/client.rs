@@ -1,8 +1,9 @@
 //! The asking side: finding served volumes and talking to them.
 
-use super::requests::{Add, Done, Limit, OnMember, Replace};
+use super::requests::{Add, Done, Limit, OnMember, Replace, Scrub, ScrubReport};
 use super::{SUFFIX, runtime_dir, socket_path};
 use crate::error::{Error, Result};
+use crate::event::Mismatch;
 use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::status::Status;
 use http_body_util::{BodyExt, Full, Limited};
@@ -61,6 +62,21 @@ impl Client {
     /// Begins to copy a member to the device at an absolute path, which then takes its place.
     pub async fn replace(&self, member: MemberName, path: PathBuf) -> Result<Option<()>> {
         self.order("/replace", &Replace { member, path }).await
+    }
+
+    /// Begins to compare all copies; with `wait`, returns when that is done.
+    pub async fn scrub(&self, repair: bool, wait: bool) -> Result<Option<ScrubReport>> {
+        self.ask(Method::POST, "/scrub", &Scrub { repair, wait }).await
+    }
+
+    /// Ends a scrub that is under way.
+    pub async fn cancel_scrub(&self) -> Result<Option<()>> {
+        self.order("/scrub/cancel", &()).await
+    }
+
+    /// What the last scrub found.
+    pub async fn mismatches(&self) -> Result<Option<Vec<Mismatch>>> {
+        self.ask(Method::GET, "/mismatches", &()).await
     }
 
     /// Sets speed limits; one that is `None` stays.

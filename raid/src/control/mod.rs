@@ -9,6 +9,9 @@
 //! | `POST /fail`, `/remove` `{"member"}` | `{}` |
 //! | `POST /add` `{"path","force"}` | [`Added`](crate::orders::Added): being rebuilt, caught up, or a spare |
 //! | `POST /replace` `{"member","path"}` | `{}` once the copying has begun |
+//! | `POST /scrub` `{"repair","wait"}` | [`ScrubReport`]; without `wait` at once |
+//! | `POST /scrub/cancel` | `{}` |
+//! | `GET /mismatches` | what the last scrub found |
 //! | `POST /limit` `{"min","max"}` | [`SpeedLimits`](crate::orders::SpeedLimits) as they are now; a limit that is left out stays |
 //!
 //! A member is `{"slot": 1}` or `{"path": "…"}`; paths are absolute, and are opened by the process that serves. A
@@ -28,6 +31,7 @@ pub mod server;
 pub use client::Client;
 pub use members::{Opener, read_write};
 pub use on_event::{OnEvent, Program};
+pub use requests::ScrubReport;
 pub use server::{ControlServer, Handles, StopHandle, serve};
 
 use crate::error::{Error, Result};

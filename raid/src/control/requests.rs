@@ -4,6 +4,7 @@ use super::members::{Opener, refuse_member, resolve};
 use super::server::{Handles, StopHandle};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::event::{Event, Mismatch};
 use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::status::Status;
 use crate::volume::Volume;
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 /// A command on one member.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,11 +42,31 @@ pub(super) struct Replace {
     pub(super) path: PathBuf,
 }
 
+/// A scrub.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Scrub {
+    pub(super) repair: bool,
+    pub(super) wait: bool,
+}
+
 /// Speed limits; one that is left out stays.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Limit {
     pub(super) min: Option<u64>,
     pub(super) max: Option<u64>,
+}
+
+/// What a scrub found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Whether differences were to be made good.
+    pub repair: bool,
+    /// Whether it came to its end; `false` if it was not waited for.
+    pub finished: bool,
+    /// Differences found in all.
+    pub found: u64,
+    /// Where; the volume remembers so many only, the first ones.
+    pub mismatches: Vec<Mismatch>,
 }
 
 /// What the requests work on.
@@ -92,6 +115,9 @@ pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
         .route("/remove", post(remove))
         .route("/add", post(add))
         .route("/replace", post(replace))
+        .route("/scrub", post(scrub))
+        .route("/scrub/cancel", post(cancel_scrub))
+        .route("/mismatches", get(mismatches))
         .route("/limit", post(limit))
         .with_state(served)
 }
@@ -192,6 +218,52 @@ async fn replace(State(served): State<Served>, body: Body) -> Answer<Done> {
             served.volume.replace(&member, device).await.map(|()| Done {})
         })
         .await
+}
+
+async fn scrub(State(served): State<Served>, body: Body) -> Answer<ScrubReport> {
+    let Scrub { repair, wait } = read(&body)?;
+    // From before it starts, so that its end is not missed.
+    let events = served.volume.events();
+    let started = move |served: Served| async move {
+        served.volume.scrub(repair).await?;
+        Ok(ScrubReport { repair, finished: false, found: 0, mismatches: Vec::new() })
+    };
+    let mut report = served.carry_out(started).await?;
+    if wait {
+        report.found = served.scrubbed(events).await?;
+        report.finished = true;
+        report.mismatches = served.volume.mismatches();
+    }
+    Ok(report)
+}
+
+impl Served {
+    /// Waits for the end of a scrub; gives the number of differences.
+    async fn scrubbed(&self, mut events: Receiver<Event>) -> Result<u64> {
+        let stopped = |cause: String| Error::ScrubStopped { name: self.volume.name().to_owned(), cause };
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = self.stop.requested() => return Err(stopped("the volume is being stopped".to_owned())),
+            };
+            match event {
+                Ok(Event::ScrubFinished { mismatches, .. }) => return Ok(mismatches),
+                Ok(Event::ScrubStopped { cause }) => return Err(stopped(cause)),
+                // What was lost is older than what is still to come: the end is not among it.
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Err(stopped("the volume is gone".to_owned())),
+            }
+        }
+    }
+}
+
+async fn cancel_scrub(State(served): State<Served>) -> Answer<Done> {
+    served.volume.cancel_scrub().await?;
+    Ok(Json(Done {}))
+}
+
+async fn mismatches(State(served): State<Served>) -> Json<Vec<Mismatch>> {
+    Json(served.volume.mismatches())
 }
 
 async fn limit(State(served): State<Served>, body: Body) -> Answer<SpeedLimits> {
