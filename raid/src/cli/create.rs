@@ -1,7 +1,7 @@
 //! `raid10 create`: a new array, on devices that exist or image files made for it.
 
 use super::say;
-use crate::create::{Bitmap, CreateOptions, create, make_image};
+use crate::create::{Bitmap, CreateOptions, create_with_spares, make_image};
 use crate::device::{Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
 use crate::geometry::Layout;
@@ -37,6 +37,9 @@ pub(super) struct Create {
     /// leave less to do after a crash. [default: 64M, or more where the bitmap would take over 128K]
     #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
     bitmap_chunk: Option<u64>,
+    /// A file or block device that waits to take the place of a member that fails; made like a member with --size.
+    #[arg(long, value_name = "PATH")]
+    spare: Vec<PathBuf>,
     /// Promise that the copies are equal already: no first resync.
     #[arg(long)]
     assume_clean: bool,
@@ -66,7 +69,7 @@ impl Create {
         let bitmap = self.bitmap();
         let mut made = MadeFiles(Vec::new());
         let mut members: Vec<Arc<dyn Device>> = Vec::with_capacity(self.members.len());
-        for path in &self.members {
+        for path in self.members.iter().chain(&self.spare) {
             if !exists(path)? {
                 let size =
                     self.size.ok_or_else(|| Error::NoSuchMember { device: path.display().to_string() })?;
@@ -75,6 +78,7 @@ impl Create {
             }
             members.push(Arc::new(FileDevice::open(path, OpenMode::ReadWrite)?));
         }
+        let spares = members.split_off(self.members.len());
         let name = self.name.unwrap_or_else(|| {
             let random = Uuid::new_v4().simple().to_string();
             format!("raid10-{}", &random[..8])
@@ -87,7 +91,7 @@ impl Create {
             assume_clean: self.assume_clean,
             force: self.force,
         };
-        let uuid = create(&members, &options, &TokioRuntime::current()).await?;
+        let uuid = create_with_spares(&members, &spares, &options, &TokioRuntime::current()).await?;
         made.0.clear();
         say(&uuid.to_string());
         Ok(())
