@@ -7,7 +7,7 @@
 
 use crate::clients::peers;
 use crate::process::{Sandbox, run_within, succeed};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,11 @@ const MODULES: &[&str] = &[
 
 /// In the guest as `/tools/NAME`: by their names alone, the shell would take busybox's own for some of them.
 const TOOLS: &[&str] = &["mdadm", "nbd-client", "mke2fs", "e2fsck", "mkfs.xfs"];
+
+/// A line of a script after which the machine may end in any way: what was printed before it is the result.
+pub const DONE: &str = "echo '=== done'\n";
+/// A line of a script that stops the machine as a power cut does. md's own end of work at a shutdown is not run.
+pub const POWER_CUT: &str = "echo b > /proc/sysrq-trigger\n";
 
 /// Boots, runs `script` under `sh -e` and powers off; gives what the script printed. Panics with the whole console when
 /// the script failed, or the machine did not end within `limit`.
@@ -90,6 +95,26 @@ pub fn boot(sandbox: &Sandbox, drives: &[(&str, &Path)], script: &str, limit: Du
             ended.status, ended.stderr
         ),
     }
+}
+
+/// The values a script printed as `KEY VALUE` after `RESULT`.
+#[must_use]
+pub fn results(output: &str) -> HashMap<&str, &str> {
+    let lines = output.lines().filter_map(|line| line.strip_prefix("RESULT "));
+    lines.filter_map(|line| line.split_once(' ')).collect()
+}
+
+/// Drives that bear the names of their image files.
+#[must_use]
+pub fn drives(images: &[PathBuf]) -> Vec<(&str, &Path)> {
+    let name = |path: &'_ PathBuf| path.file_name().and_then(|name| name.to_str()).map(str::len);
+    images
+        .iter()
+        .map(|path| {
+            let whole = path.to_str().expect("UTF-8");
+            (&whole[whole.len() - name(path).expect("images have names")..], path.as_path())
+        })
+        .collect()
 }
 
 struct Kernel {
