@@ -96,7 +96,7 @@ pub enum BitmapError {
         /// Bytes of the smallest region possible.
         least: u64,
     },
-    /// It describes an array of another size. Sectors.
+    /// It describes a smaller array. Sectors.
     #[error("the bitmap describes {found} sectors, the array has {expected}")]
     Size {
         /// What the header says.
@@ -162,7 +162,8 @@ impl BitmapHeader {
         header
     }
 
-    /// Decodes the first page, for the array `array` of `size` bytes, with `room` bytes up to the data area.
+    /// Decodes the first page, for the array `array` of `size` bytes, with `room` bytes up to the data area. A bitmap of a
+    /// larger array, as an interrupted growth leaves it, is taken for what it says of this one.
     pub fn decode(page: &[u8], array: Uuid, size: u64, room: u64) -> Result<Self, BitmapError> {
         let bytes: &[u8; HEADER] = page.first_chunk().ok_or(BitmapError::Magic)?;
         let get32 = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -181,20 +182,21 @@ impl BitmapHeader {
         if !get32(52).is_power_of_two() || u64::from(get32(52)) < SECTOR {
             return Err(BitmapError::Region(get32(52)));
         }
+        let (found, expected) = (get64(40), size / SECTOR);
+        if found < expected {
+            return Err(BitmapError::Size { found, expected });
+        }
         let header = Self {
             array,
             events: get64(24),
             events_cleared: get64(32),
-            sync_size: get64(40),
+            sync_size: expected,
             stale: get32(48) & STATE_STALE != 0,
             region: u64::from(get32(52)),
             daemon_sleep: get32(56),
             write_behind: get32(60),
             sectors_reserved: get32(64),
         };
-        if header.sync_size != size / SECTOR {
-            return Err(BitmapError::Size { found: header.sync_size, expected: size / SECTOR });
-        }
         if header.regions() > MOST_REGIONS || header.bytes() as u64 > room {
             return Err(BitmapError::TooLarge(header.regions()));
         }
@@ -293,6 +295,32 @@ impl Intent {
             region.durable = bit && (first || region.durable);
             region.set |= bit;
         }
+    }
+
+    /// Follows the array to a larger size: `added` is what is new, and dirty. Regions become larger until their bits fit
+    /// into `room` bytes; one that any dirty region was merged into is dirty. No writer is under way. Nothing counts as
+    /// durable until all pages have been written again.
+    pub fn grow(&mut self, added: &Range<u64>, room: u64) -> Result<(), BitmapError> {
+        debug_assert!(self.regions.iter().all(|region| region.writers == 0));
+        let mut header = BitmapHeader { sync_size: added.end / SECTOR, ..self.header.clone() };
+        while header.regions() > MOST_REGIONS || header.bytes() as u64 > room {
+            header.region *= 2;
+            if header.region >= REGIONS.end {
+                return Err(BitmapError::TooLarge(header.regions()));
+            }
+        }
+        header.sectors_reserved = header.sectors_reserved.max((header.bytes() as u64 / SECTOR) as u32);
+        let mut grown = Self::new(header, false);
+        for range in self.dirty_ranges().chain([added.clone()]) {
+            for number in grown.numbers(&range) {
+                grown.regions[number].set = true;
+            }
+        }
+        // Whoever looked for idle regions before knows them by numbers that mean something else now.
+        grown.regions.iter_mut().for_each(|region| region.touched = true);
+        grown.changed.fill(true);
+        *self = grown;
+        Ok(())
     }
 
     /// Marks pages that some member lacks a bit of, so that they are written before long.
@@ -616,6 +644,68 @@ mod tests {
     }
 
     #[test]
+    fn a_larger_array_starts_dirty_where_it_is_new() {
+        let mut intent = intent(100);
+        let dirty = 3 * REGION..3 * REGION + 1;
+        assert!(!intent.begin(&dirty));
+        intent.end(&dirty);
+        commit(&mut intent);
+        let idle = intent.idle(|_| false);
+        // From the middle of a region on: the array had no more.
+        intent.grow(&(100 * REGION - 512..150 * REGION), PAGE as u64).unwrap();
+        assert_eq!(intent.header().sync_size * SECTOR, 150 * REGION);
+        let ranges: Vec<_> = intent.dirty_ranges().collect();
+        assert_eq!(ranges.len(), 1 + 51);
+        assert_eq!((ranges[0].start, ranges[1].start), (3 * REGION, 99 * REGION));
+        assert!(!intent.is_durable(&dirty), "the pages have not been written");
+        intent.clear(&idle, |_| false);
+        assert_eq!(intent.dirty(), 52, "who looked before it grew knows nothing now");
+        assert_eq!(commit(&mut intent), 1);
+        assert!(intent.is_durable(&dirty) && intent.is_durable(&(99 * REGION..150 * REGION)));
+    }
+
+    #[test]
+    fn regions_are_merged_where_the_room_is_too_small() {
+        let mut intent = intent(30_000);
+        for number in [5, 6, 29_999] {
+            let range = number * REGION..number * REGION + 1;
+            assert!(!intent.begin(&range));
+            intent.end(&range);
+        }
+        let (old, new) = (30_000 * REGION, 100_000 * REGION);
+        intent.grow(&(old..new), PAGE as u64).unwrap();
+        let region = intent.header().region;
+        assert_eq!((region, intent.header().bytes()), (4 * REGION, PAGE));
+        let ranges: Vec<_> = intent.dirty_ranges().take(3).collect();
+        let whole = |number: u64| number * region..(number + 1) * region;
+        assert_eq!(ranges, [whole(1), whole(7_499), whole(7_500)]);
+        assert_eq!(intent.dirty(), 2 + 17_500);
+        let before = intent.encode();
+        let most = (1 << 31) * (PAGE - HEADER) as u64 * 8;
+        assert!(matches!(intent.grow(&(new..most + 512), PAGE as u64), Err(BitmapError::TooLarge(_))));
+        assert!(intent.encode() == before, "refused, and nothing changed");
+        intent.grow(&(new..most), PAGE as u64).unwrap();
+    }
+
+    #[test]
+    fn a_bitmap_of_a_larger_array_tells_of_the_smaller_one() {
+        let mut grown = intent(100);
+        let dirty = 7 * REGION..7 * REGION + 1;
+        assert!(!grown.begin(&dirty));
+        grown.end(&dirty);
+        grown.grow(&(100 * REGION..90_000 * REGION), 1 << 20).unwrap();
+        let bytes = grown.encode();
+        let array = Uuid::from_u128(7);
+        let header = BitmapHeader::decode(&bytes, array, 100 * REGION, PAGE as u64).unwrap();
+        assert_eq!((header.regions(), header.bytes()), (100, PAGE));
+        let mut read = Intent::new(header, false);
+        read.merge(&bytes[..PAGE], true);
+        assert_eq!(read.dirty_ranges().collect::<Vec<_>>(), [7 * REGION..8 * REGION]);
+        let larger = BitmapHeader::decode(&bytes, array, 90_000 * REGION + 512, 1 << 20);
+        assert!(matches!(larger, Err(BitmapError::Size { .. })), "what it does not know may be dirty");
+    }
+
+    #[test]
     fn damaged_headers_are_refused() {
         let size = 100 * REGION;
         let good = intent(100).encode();
@@ -629,7 +719,7 @@ mod tests {
         assert_eq!(refusal(4, 5), BitmapError::Version(5));
         assert!(matches!(refusal(8, 9), BitmapError::Foreign(_)));
         assert!(matches!(refusal(52, 1), BitmapError::Region(_)));
-        assert!(matches!(refusal(40, 1), BitmapError::Size { .. }));
+        assert!(matches!(refusal(40 + 2, 0), BitmapError::Size { .. }));
         assert!(matches!(BitmapHeader::decode(&good, array, size, 256), Err(BitmapError::TooLarge(100))));
         assert_eq!(BitmapHeader::decode(&[], array, size, 256), Err(BitmapError::Magic));
     }

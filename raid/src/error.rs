@@ -2,7 +2,7 @@
 //! [`Error::errno`] is the one place where a cause becomes an errno (and from there an NBD error).
 
 use crate::bitmap::BitmapError;
-use crate::geometry::GeometryError;
+use crate::geometry::{GeometryError, Layout};
 use crate::superblock::SuperblockError;
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -459,6 +459,34 @@ pub enum Error {
         /// The member.
         device: String,
     },
+    /// The copies of an array would have to move.
+    #[error(
+        "volume {name} cannot grow: the copies of its layout ({layout}) would have to move; make a new array"
+    )]
+    GrowFar {
+        /// The volume's name.
+        name: String,
+        /// Its layout.
+        layout: Layout,
+    },
+    /// A member would be left behind.
+    #[error(
+        "volume {name} grows only while all its slots are in sync and no member is being filled; wait for that"
+    )]
+    GrowNotInSync {
+        /// The volume's name.
+        name: String,
+    },
+    /// Not all members have become larger.
+    #[error(
+        "volume {name} cannot grow: all its members, spares too, must have grown first ({})", sizes(.members)
+    )]
+    NothingToGain {
+        /// The volume's name.
+        name: String,
+        /// Each member and its bytes.
+        members: Vec<(String, u64)>,
+    },
     /// A scrub was asked for while one runs.
     #[error("volume {name} is being scrubbed already; wait for its end, or cancel it first")]
     ScrubRunning {
@@ -481,6 +509,12 @@ pub enum Error {
         /// Bytes.
         len: u64,
     },
+}
+
+fn sizes(members: &[(String, u64)]) -> String {
+    let sizes: Vec<String> =
+        members.iter().map(|(device, bytes)| format!("{device} has {bytes} bytes")).collect();
+    sizes.join(", ")
 }
 
 fn stale_hint(stale: &[String]) -> String {
@@ -535,6 +569,7 @@ impl Error {
             | Self::LastCopy { .. }
             | Self::MemberInUse { .. }
             | Self::ScrubRunning { .. }
+            | Self::GrowNotInSync { .. }
             | Self::ReplacedAlready { .. } => Errno::BUSY,
             Self::Stopped { .. } | Self::Gone { .. } => Errno::SHUTDOWN,
             Self::OutOfBounds { .. }
@@ -552,6 +587,8 @@ impl Error {
             | Self::BitmapAsked(_)
             | Self::NoSuchSlot { .. }
             | Self::NotReplaceable { .. }
+            | Self::GrowFar { .. }
+            | Self::NothingToGain { .. }
             | Self::OtherArray { .. }
             | Self::HoldsData { .. } => Errno::INVAL,
             Self::Superblock { .. }

@@ -71,10 +71,16 @@ pub struct ExaminedBitmap {
 /// Reads a member's superblock, bitmap and bad-block log.
 pub async fn examine(device: &dyn Device) -> Result<Examined> {
     let superblock = read_superblock(device).await?;
-    let bitmap = read_bitmap(device, &superblock).await?.map(|(header, bytes)| count(header, &bytes));
+    let bitmap = read_bitmap(device, &superblock, array_bytes(&superblock)).await?;
+    let bitmap = bitmap.map(|(header, bytes)| count(header, &bytes));
     let member = crate::member::Member::bad_blocks(device, &superblock).await?;
     let bad_blocks = member.len();
     Ok(describe(device, &superblock, bitmap, bad_blocks))
+}
+
+fn array_bytes(superblock: &Superblock) -> u64 {
+    // It was checked when the superblock was decoded.
+    superblock.geometry().map_or(0, |geometry| geometry.size())
 }
 
 fn count(header: BitmapHeader, bytes: &[u8]) -> ExaminedBitmap {
@@ -111,7 +117,7 @@ fn describe(
         device_uuid: superblock.device,
         layout: superblock.layout.to_string(),
         chunk: u64::from(superblock.chunk) * SECTOR,
-        size: superblock.geometry().map_or(0, |geometry| geometry.size()),
+        size: array_bytes(superblock),
         members: superblock.raid_disks as usize,
         number: superblock.dev_number,
         role,

@@ -147,6 +147,12 @@ impl Layout {
         u32::from(self.near) | u32::from(self.far) << 8 | u32::from(self.offset) << 16
     }
 
+    /// Whether later copies lie in another part of the members, which moves with their size.
+    #[must_use]
+    pub fn is_far(self) -> bool {
+        self.far > 1 && !self.offset
+    }
+
     /// Copies kept of each chunk.
     #[must_use]
     pub fn copies(self) -> usize {

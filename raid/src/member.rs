@@ -61,6 +61,8 @@ pub struct Member {
     /// Where its records lie, if it has any.
     pub records: Option<u64>,
     slot: AtomicUsize,
+    /// Sectors of its data area: the superblock's, until the array grows.
+    data_size: AtomicU64,
     state: AtomicU8,
     /// Bytes of the data area, from its start, that hold good data while it is rebuilding.
     recovered: AtomicU64,
@@ -114,11 +116,13 @@ impl Member {
         let recovery = superblock.recovery.unwrap_or(Recovery { offset: filled, by_bitmap: false });
         let from = recovery.offset.saturating_mul(SECTOR);
         let corrected = AtomicU64::new(u64::from(superblock.corrected));
+        let data_size = AtomicU64::new(superblock.data_size);
         Self {
             device,
             superblock,
             records,
             slot: AtomicUsize::new(NO_SLOT),
+            data_size,
             state: AtomicU8::new(state as u8),
             recovered: AtomicU64::new(from),
             checkpoint: AtomicU64::new(from),
@@ -149,6 +153,17 @@ impl Member {
     #[must_use]
     pub fn slot(&self) -> Option<Slot> {
         Some(self.slot.load(Ordering::Acquire)).filter(|&slot| slot != NO_SLOT).map(Slot)
+    }
+
+    /// Sectors of its data area.
+    #[must_use]
+    pub(crate) fn data_size(&self) -> u64 {
+        self.data_size.load(Ordering::Acquire)
+    }
+
+    /// Its device has become larger, and the array uses that.
+    pub(crate) fn set_data_size(&self, sectors: u64) {
+        self.data_size.store(sectors, Ordering::Release);
     }
 
     /// How it takes part.
@@ -414,24 +429,21 @@ pub async fn search_records(device: &dyn Device) -> Option<(Superblock, Records)
     None
 }
 
-/// Reads a member's whole bitmap, header included; `None` where the array has none.
+/// Reads a member's whole bitmap, header included, for an array of `size` bytes; `None` where the array has none.
 pub async fn read_bitmap(
     device: &dyn Device,
     superblock: &Superblock,
+    size: u64,
 ) -> Result<Option<(crate::bitmap::BitmapHeader, Vec<u8>)>> {
     use crate::bitmap::{BitmapHeader, PAGE};
     let Some(start) = superblock.bitmap_start() else { return Ok(None) };
     let refused = |cause| Error::Bitmap { device: device.name().to_owned(), cause };
-    let size = superblock.geometry().map_err(|cause| Error::Superblock {
-        device: device.name().to_owned(),
-        cause: SuperblockError::Geometry(cause),
-    })?;
     let room = superblock.bitmap_room();
     if room < PAGE as u64 {
         return Err(refused(BitmapError::TooLarge(0)));
     }
     let page = device.read(start, buffer(PAGE)).await?;
-    let header = BitmapHeader::decode(&page, superblock.array, size.size(), room).map_err(refused)?;
+    let header = BitmapHeader::decode(&page, superblock.array, size, room).map_err(refused)?;
     let mut bytes = page.to_vec();
     let rest = header.bytes() - PAGE;
     if rest > 0 {

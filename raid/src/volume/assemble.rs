@@ -87,16 +87,14 @@ pub(super) async fn assemble(
         let is_replacement = found.superblock.replacement;
         sequences.insert(found.superblock.dev_number, found.records.sequence);
         written.insert(found.superblock.dev_number, Written::found(&found));
-        let member = Member::join(found.device, found.superblock, Some(slot), &found.records).await?;
-        let member = Arc::new(member);
+        let member = Arc::new(join(found, Some(slot), freshest.size).await?);
         let seat = &mut roster.seats[slot.0];
         *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
     }
     for found in spares {
         sequences.insert(found.superblock.dev_number, found.records.sequence);
         written.insert(found.superblock.dev_number, Written { events: 0, ..Written::found(&found) });
-        let member = Member::join(found.device, found.superblock, None, &found.records).await?;
-        roster.idle.push(Arc::new(member));
+        roster.idle.push(Arc::new(join(found, None, freshest.size).await?));
     }
     let missing = missing_but_on_record(&roster);
     let degraded = roster.is_degraded();
@@ -269,6 +267,17 @@ fn called_failed(candidates: &[Candidate]) -> Vec<u32> {
         .collect()
 }
 
+/// Takes a candidate in. One that a power cut kept from the news that the array has grown, to `size` sectors of each
+/// member, uses its device as the others do.
+async fn join(found: Candidate, slot: Option<Slot>, size: u64) -> Result<Member> {
+    let room = room(found.device.as_ref(), &found.superblock);
+    let member = Member::join(found.device, found.superblock, slot, &found.records).await?;
+    if member.data_size() < size {
+        member.set_data_size(room);
+    }
+    Ok(member)
+}
+
 fn refuse_foreign_and_double(candidates: &[Candidate]) -> Result<()> {
     for (i, found) in candidates.iter().enumerate() {
         for earlier in &candidates[..i] {
@@ -354,9 +363,8 @@ fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
                 continue;
             }
         };
-        let shape =
-            |one: &Superblock| (one.layout, one.chunk, one.size, one.raid_disks, one.bitmap_offset.is_some());
-        if shape(its) != shape(&freshest) {
+        let shape = |one: &Superblock| (one.layout, one.chunk, one.raid_disks, one.bitmap_offset.is_some());
+        if shape(its) != shape(&freshest) || !has_size(&found, &freshest) {
             return Err(Error::Disagreement { device: found.name(), other: freshest_name });
         }
         let same_place = |(taken, other): &&(Slot, Candidate)| {
@@ -379,6 +387,14 @@ fn choose(candidates: Vec<Candidate>) -> Result<Chosen> {
         chosen.current.push((slot, found));
     }
     Ok(chosen)
+}
+
+/// Whether a member says of the array's size what the freshest says, or would have said so with the next event: a power
+/// cut came while the array grew. Its device must be large enough in any case.
+fn has_size(found: &Candidate, freshest: &Superblock) -> bool {
+    let its = &found.superblock;
+    its.size == freshest.size
+        || its.events < freshest.events && room(found.device.as_ref(), its) >= freshest.size
 }
 
 fn refuse_incomplete(name: &str, geometry: &Geometry, current: &Current, stale: &Stale) -> Result<()> {
@@ -406,7 +422,8 @@ fn missing_but_on_record(roster: &Roster) -> u64 {
 async fn read_intent(freshest: &Superblock, roster: &Roster) -> Option<Intent> {
     freshest.bitmap_offset?;
     let present: Vec<&Arc<Member>> = roster.written().collect();
-    let read = present.iter().map(|member| read_bitmap(member.device.as_ref(), &member.superblock));
+    let size = freshest.geometry().ok()?.size();
+    let read = present.iter().map(|member| read_bitmap(member.device.as_ref(), &member.superblock, size));
     let mut merged: Option<Intent> = None;
     let mut complete = true;
     for (member, outcome) in present.iter().zip(join_all(read).await) {
@@ -440,7 +457,6 @@ async fn read_intent(freshest: &Superblock, roster: &Roster) -> Option<Intent> {
         intent
     } else {
         let room = present.iter().map(|member| member.superblock.bitmap_room()).min()?;
-        let size = freshest.geometry().ok()?.size();
         let header = BitmapHeader::fitting(freshest.array, size, freshest.events, room)?;
         let mut intent = Intent::new(header, false);
         intent.set_all();
@@ -474,4 +490,9 @@ impl Written {
         let whole = its.holds_everything();
         Self { events, whole, superblock, bad: 0 }
     }
+}
+
+/// Sectors that a device has for data.
+fn room(device: &dyn Device, superblock: &Superblock) -> u64 {
+    device.size().saturating_sub(superblock.data_start()) / SECTOR
 }

@@ -272,7 +272,7 @@ impl Inner {
     }
 
     /// Writes what has changed of the bitmap, and the superblocks if they do not say yet what they should.
-    async fn write_all(&self, meta: &mut Meta, resync_offset: u64) -> Result<()> {
+    pub(super) async fn write_all(&self, meta: &mut Meta, resync_offset: u64) -> Result<()> {
         meta.touched = true;
         loop {
             let noticed = self.noticed.load(Ordering::Acquire);
@@ -456,7 +456,7 @@ impl Inner {
     }
 
     /// Writes the bitmap pages that have changed to all live members, and notes which bits are durable then.
-    async fn write_pages(&self, _meta: &mut Meta) -> Result<()> {
+    pub(super) async fn write_pages(&self, _meta: &mut Meta) -> Result<()> {
         let Some(intent) = &self.intent else { return Ok(()) };
         let pages = intent.lock().take_changed();
         if pages.is_empty() {
@@ -507,6 +507,7 @@ fn superblock(member: &Member, events: u64, updated: u64, content: &Content) -> 
     superblock.resync_offset = content.resync_offset;
     superblock.roles.clone_from(&content.roles);
     superblock.size = content.size;
+    superblock.data_size = member.data_size();
     if let Some(log) = &mut superblock.bad_block_log {
         // Once used, it is read: md takes the same view.
         log.in_use |= content.bad.contains_key(&member.number());

@@ -27,6 +27,7 @@
 //! and a future a leg; the payload is shared between legs, not copied.
 
 mod assemble;
+mod grow;
 mod lifecycle;
 mod metadata;
 mod range_lock;
@@ -339,6 +340,13 @@ impl Volume {
     #[must_use]
     pub fn mismatches(&self) -> Vec<Mismatch> {
         self.inner.scrub.mismatches()
+    }
+
+    /// Takes the room that all members have gained: the array becomes as large as they allow, and what is new is made
+    /// equal before it is read. Returns the bytes it holds then.
+    pub async fn grow(&self) -> Result<u64> {
+        let inner = Arc::clone(&self.inner);
+        run_to_end(&self.inner, async move { inner.grow().await }).await
     }
 
     /// How fast walks in the background may go.

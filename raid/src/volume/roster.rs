@@ -52,6 +52,16 @@ impl Roster {
         Self { geometry, size, mirrors, seats, idle: Vec::new(), table, stale: Vec::new() }
     }
 
+    /// The same members, of which so many sectors are used, as the superblocks are to say.
+    pub(crate) fn using(&self, size: u64) -> Self {
+        Self { size, ..self.clone() }
+    }
+
+    /// The same members in a larger array.
+    pub(crate) fn resized(&self, geometry: Geometry) -> Self {
+        Self { mirrors: Arc::new(geometry.mirror_sets()), geometry, ..self.clone() }
+    }
+
     /// Takes a member off the list.
     pub(crate) fn forget(&mut self, member: &Arc<Member>) {
         let stays = |one: &Arc<Member>| !Arc::ptr_eq(one, member);
