@@ -700,7 +700,7 @@ mod tests {
         assert_eq!((header.regions(), header.bytes()), (100, PAGE));
         let mut read = Intent::new(header, false);
         read.merge(&bytes[..PAGE], true);
-        assert_eq!(read.dirty_ranges().collect::<Vec<_>>(), [7 * REGION..8 * REGION]);
+        assert_eq!(read.dirty_ranges().collect::<Vec<_>>(), vec![7 * REGION..8 * REGION]);
         let larger = BitmapHeader::decode(&bytes, array, 90_000 * REGION + 512, 1 << 20);
         assert!(matches!(larger, Err(BitmapError::Size { .. })), "what it does not know may be dirty");
     }

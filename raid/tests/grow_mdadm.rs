@@ -1,0 +1,45 @@
+//! What mdadm says of arrays that have grown. Alone in its file: a process that is started beside other tests holds their
+//! images for a moment, as its parent's open files are its own until its program begins.
+
+// A test fails by panicking, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Array, superblock};
+use raid::create::Bitmap;
+use std::fs::File;
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+const CHUNK: u64 = 64 << 10;
+
+/// What mdadm says of a member under some heading, if there is an mdadm.
+fn mdadm(path: &Path, heading: &str) -> Option<u64> {
+    let output = std::process::Command::new("mdadm").arg("--examine").arg(path).output().ok()?;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.trim().starts_with(heading));
+    let line = line.unwrap_or_else(|| panic!("no {heading} in:\n{text}"));
+    Some(line.split(':').nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mdadm_sees_the_new_sizes() {
+    for (layout, members) in [("n2", 2), ("n2", 3), ("n3", 5), ("o2", 3)] {
+        let array = Array::new(layout, &vec![6 * MIB; members], CHUNK, Bitmap::STANDARD).await;
+        let volume = array.start().await;
+        for path in &array.paths {
+            File::options().write(true).open(path).unwrap().set_len(12 * MIB + CHUNK / 2).unwrap();
+        }
+        let size = volume.grow().await.unwrap();
+        array.stop(volume).await;
+        for path in &array.paths {
+            let superblock = superblock(path);
+            // mdadm counts a part of a chunk that the last row leaves over.
+            let about = size / 1024..(size + CHUNK) / 1024;
+            assert!(mdadm(path, "Array Size").is_none_or(|kib| about.contains(&kib)));
+            assert!(mdadm(path, "Used Dev Size").is_none_or(|sectors| sectors == superblock.size));
+            assert!(mdadm(path, "Avail Dev Size").is_none_or(|sectors| sectors == superblock.data_size));
+        }
+    }
+}
