@@ -4,12 +4,14 @@
 // A test fails by panicking, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Array, superblock};
-use raid::create::Bitmap;
+use raid::create::{Bitmap, CreateOptions, create, make_image};
+use raid::device::{Device, FileDevice, OpenMode};
+use raid::member::read_superblock;
+use raid::runtime::{Runtime, TokioRuntime};
+use raid::volume::{AssembleOptions, Volume};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -23,18 +25,38 @@ fn mdadm(path: &Path, heading: &str) -> Option<u64> {
     Some(line.split(':').nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap())
 }
 
+fn open(paths: &[PathBuf], mode: OpenMode) -> Vec<Arc<dyn Device>> {
+    paths.iter().map(|path| Arc::new(FileDevice::open(path, mode).unwrap()) as Arc<dyn Device>).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mdadm_sees_the_new_sizes() {
     for (layout, members) in [("n2", 2), ("n2", 3), ("n3", 5), ("o2", 3)] {
-        let array = Array::new(layout, &vec![6 * MIB; members], CHUNK, Bitmap::STANDARD).await;
-        let volume = array.start().await;
-        for path in &array.paths {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..members).map(|i| dir.path().join(format!("disk{i}"))).collect();
+        for path in &paths {
+            make_image(path, 6 * MIB).unwrap();
+        }
+        let options = CreateOptions {
+            name: "test".to_owned(),
+            layout: layout.parse().unwrap(),
+            chunk: CHUNK,
+            bitmap: Bitmap::STANDARD,
+            assume_clean: false,
+            force: false,
+        };
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
+        create(&open(&paths, OpenMode::ReadWrite), &options, runtime.as_ref()).await.unwrap();
+        let devices = open(&paths, OpenMode::ReadWrite);
+        let volume = Volume::assemble(devices, AssembleOptions::default(), runtime).await.unwrap();
+        for path in &paths {
             File::options().write(true).open(path).unwrap().set_len(12 * MIB + CHUNK / 2).unwrap();
         }
         let size = volume.grow().await.unwrap();
-        array.stop(volume).await;
-        for path in &array.paths {
-            let superblock = superblock(path);
+        volume.stop().await.unwrap();
+        for (path, device) in paths.iter().zip(open(&paths, OpenMode::ReadOnly)) {
+            let superblock = read_superblock(device.as_ref()).await.unwrap();
+            assert_eq!(superblock.geometry().unwrap().size(), size);
             // mdadm counts a part of a chunk that the last row leaves over.
             let about = size / 1024..(size + CHUNK) / 1024;
             assert!(mdadm(path, "Array Size").is_none_or(|kib| about.contains(&kib)));

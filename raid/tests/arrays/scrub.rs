@@ -1,13 +1,8 @@
 //! Scrubs on real files: differences that were put into the images are found at their places, all of them and nothing
 //! else, and mended where asked; whatever clients do meanwhile.
 
-// A test fails by panicking, in its helpers too.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
+use crate::images::{Array, flip, next, open, pattern};
 use bytes::{Bytes, BytesMut};
-use common::{Array, flip, next, open, pattern};
 use raid::create::Bitmap;
 use raid::device::{Device, Durability, Io, Piece, ZeroMode, buffer};
 use raid::error::{Error, Operation};

@@ -1,8 +1,5 @@
 //! Arrays on image files in a temporary directory, for tests that look into the images past the engine.
 
-// Each test uses a part of it.
-#![allow(dead_code)]
-
 use bytes::Bytes;
 use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, FileDevice, OpenMode};

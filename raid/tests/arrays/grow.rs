@@ -1,13 +1,8 @@
 //! Growing on real files: what was there stays, what is new is equal on all copies before anybody reads it, and a power
 //! cut in the middle leaves the array before or after.
 
-// A test fails by panicking, in its helpers too.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
+use crate::images::{Array, flip, next, open, pattern, superblock};
 use bytes::BytesMut;
-use common::{Array, flip, next, open, pattern, superblock};
 use raid::create::Bitmap;
 use raid::create::make_image;
 use raid::device::{Device, Durability, buffer};
@@ -172,7 +167,7 @@ struct Metadata {
 impl Metadata {
     fn read(path: &Path) -> Self {
         let file = File::open(path).unwrap();
-        let found = common::superblock(path);
+        let found = crate::images::superblock(path);
         let (mut superblock, mut bitmap) = (vec![0; SUPER_BYTES], vec![0; found.bitmap_room() as usize]);
         file.read_exact_at(&mut superblock, SUPER_OFFSET).unwrap();
         file.read_exact_at(&mut bitmap, found.bitmap_start().unwrap()).unwrap();
