@@ -132,7 +132,7 @@ pub async fn create_with_spares(
     history.begin(u64::from_le_bytes(generation), 1);
     history.confirm();
     // Copies that were promised to be equal are taken as they are: what they hold was written, if not by us.
-    let is_new = holes || !options.assume_clean;
+    let is_new = !options.assume_clean;
     let record = Record {
         sequence: 0,
         superblock: Box::new([0; SUPER_BYTES]),

@@ -87,13 +87,15 @@ impl Member {
         slot: Option<Slot>,
         found: &Records,
     ) -> Result<Self> {
-        let logged = Self::bad_blocks(device.as_ref(), &superblock).await?;
-        let mut bad = logged.clone();
-        if let Some(record) = &found.current {
-            // A log that a power cut has torn may lack some.
-            bad.extend(record.bad.iter());
-        }
-        let changes = u64::from(bad != logged);
+        let (logged, record) = (Self::bad_blocks(device.as_ref(), &superblock).await, &found.current);
+        // A log that a power cut has torn may lack some, or cannot be read at all: the record has them, too.
+        let mut bad = match (&logged, record) {
+            (Ok(logged), _) => logged.clone(),
+            (Err(_), Some(_)) => RangeSet::default(),
+            (Err(failure), None) => return Err(failure.clone()),
+        };
+        bad.extend(record.iter().flat_map(|record| record.bad.iter()));
+        let changes = u64::from(!logged.is_ok_and(|logged| logged == bad));
         let state = match (slot, superblock.recovery) {
             (None, _) => State::Spare,
             (Some(_), Some(_)) => State::Rebuilding,

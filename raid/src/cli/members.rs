@@ -1,4 +1,4 @@
-//! `raid10 fail`, `remove`, `add`, `replace`, `limit`: commands that change a volume while it is served.
+//! `raid10 fail`, `remove`, `add`, `replace`, `grow`, `limit`: commands that change a volume while it is served.
 
 use super::volume::{Live, live};
 use super::{absolute, say, size};
@@ -88,6 +88,23 @@ impl Replace {
         let volume = live(&self.volume).await?;
         let done = volume.client.replace(member(&self.member)?, absolute(&self.path)?).await?;
         volume.served(done)
+    }
+}
+
+/// Make the array as large as its members have become.
+#[derive(Debug, clap::Args)]
+pub(super) struct Grow {
+    /// An array's name, its UUID, or the path of any member; it must be served.
+    volume: String,
+}
+
+impl Grow {
+    pub(super) async fn run(self) -> Result<()> {
+        let volume = live(&self.volume).await?;
+        let grown = volume.client.grow().await?;
+        let bytes = volume.served(grown)?;
+        say(&format!("{} ({bytes} bytes)", size::show(bytes)));
+        Ok(())
     }
 }
 

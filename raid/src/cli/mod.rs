@@ -43,6 +43,7 @@ enum Command {
     Replace(members::Replace),
     Scrub(scrub::Scrub),
     Wait(wait::Wait),
+    Grow(members::Grow),
     Limit(members::Limit),
     Stop(stop::Stop),
 }
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Replace(replace) => run_small(replace.run()),
         Command::Scrub(scrub) => run_small(scrub.run()),
         Command::Wait(wait) => run_small(wait.run()),
+        Command::Grow(grow) => run_small(grow.run()),
         Command::Limit(limit) => run_small(limit.run()),
         Command::Stop(stop) => run_small(stop.run()),
     };

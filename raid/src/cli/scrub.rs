@@ -16,6 +16,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// member, sector and byte of every copy, and a summary. The exit status is 0 with or without differences: what
 /// they mean is for the reader (of two copies, neither is known to be the right one).
 #[derive(Debug, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(super) struct Scrub {
     /// An array's name, its UUID, or the path of any member; it must be served.
     volume: String,

@@ -1,6 +1,6 @@
 //! The asking side: finding served volumes and talking to them.
 
-use super::requests::{Add, Done, Limit, OnMember, Replace, Scrub, ScrubReport};
+use super::requests::{Add, Done, Grown, Limit, OnMember, Replace, Scrub, ScrubReport};
 use super::{SUFFIX, runtime_dir, socket_path};
 use crate::error::{Error, Result};
 use crate::event::Mismatch;
@@ -77,6 +77,11 @@ impl Client {
     /// What the last scrub found.
     pub async fn mismatches(&self) -> Result<Option<Vec<Mismatch>>> {
         self.ask(Method::GET, "/mismatches", &()).await
+    }
+
+    /// Makes the array as large as its members allow; gives its size.
+    pub async fn grow(&self) -> Result<Option<u64>> {
+        Ok(self.ask(Method::POST, "/grow", &()).await?.map(|Grown { size }| size))
     }
 
     /// Sets speed limits; one that is `None` stays.

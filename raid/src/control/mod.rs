@@ -12,6 +12,7 @@
 //! | `POST /scrub` `{"repair","wait"}` | [`ScrubReport`]; without `wait` at once |
 //! | `POST /scrub/cancel` | `{}` |
 //! | `GET /mismatches` | what the last scrub found |
+//! | `POST /grow` | `{"size"}` |
 //! | `POST /limit` `{"min","max"}` | [`SpeedLimits`](crate::orders::SpeedLimits) as they are now; a limit that is left out stays |
 //!
 //! A member is `{"slot": 1}` or `{"path": "…"}`; paths are absolute, and are opened by the process that serves. A

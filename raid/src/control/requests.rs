@@ -56,6 +56,12 @@ pub(super) struct Limit {
     pub(super) max: Option<u64>,
 }
 
+/// What the array holds after it has grown.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Grown {
+    pub(super) size: u64,
+}
+
 /// What a scrub found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
@@ -118,6 +124,7 @@ pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
         .route("/scrub", post(scrub))
         .route("/scrub/cancel", post(cancel_scrub))
         .route("/mismatches", get(mismatches))
+        .route("/grow", post(grow))
         .route("/limit", post(limit))
         .with_state(served)
 }
@@ -264,6 +271,10 @@ async fn cancel_scrub(State(served): State<Served>) -> Answer<Done> {
 
 async fn mismatches(State(served): State<Served>) -> Json<Vec<Mismatch>> {
     Json(served.volume.mismatches())
+}
+
+async fn grow(State(served): State<Served>) -> Answer<Grown> {
+    served.carry_out(|served| async move { served.volume.grow().await.map(|size| Grown { size }) }).await
 }
 
 async fn limit(State(served): State<Served>, body: Body) -> Answer<SpeedLimits> {

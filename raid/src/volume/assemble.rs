@@ -80,21 +80,12 @@ pub(super) async fn assemble(
 
     let history = current.first().and_then(|(_, found)| found.history().cloned()).unwrap_or_default();
     let untouched = untouched(&geometry, &current);
-    let (mut written, mut sequences) = (BTreeMap::new(), BTreeMap::new());
-    let mut roster = Roster::new(geometry.clone(), freshest.size, table(&freshest, &current));
-    roster.stale = stale;
-    for (slot, found) in current {
-        let is_replacement = found.superblock.replacement;
-        sequences.insert(found.superblock.dev_number, found.records.sequence);
-        written.insert(found.superblock.dev_number, Written::found(&found));
-        let member = Arc::new(join(found, Some(slot), freshest.size).await?);
-        let seat = &mut roster.seats[slot.0];
-        *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
-    }
-    for found in spares {
-        sequences.insert(found.superblock.dev_number, found.records.sequence);
-        written.insert(found.superblock.dev_number, Written { events: 0, ..Written::found(&found) });
-        roster.idle.push(Arc::new(join(found, None, freshest.size).await?));
+    let Seated { roster, written, sequences } =
+        seat(&freshest, geometry.clone(), current, spares, stale).await?;
+    if !roster.is_complete() {
+        let missing = (0..geometry.members()).filter(|&slot| roster.in_sync(Slot(slot)).is_none()).collect();
+        let stale = roster.stale.iter().map(|(_, path)| path.clone()).collect();
+        return Err(Error::NotEnoughMembers { name, missing, stale });
     }
     let missing = missing_but_on_record(&roster);
     let degraded = roster.is_degraded();
@@ -265,6 +256,50 @@ fn called_failed(candidates: &[Candidate]) -> Vec<u32> {
         .filter(|found| candidates.iter().any(|other| calls_failed(&other.superblock, found)))
         .map(|found| found.dev_number)
         .collect()
+}
+
+/// Members in their seats, and what their metadata says.
+struct Seated {
+    roster: Roster,
+    written: BTreeMap<u32, Written>,
+    sequences: BTreeMap<u32, u64>,
+}
+
+/// Takes everybody in. One whose metadata cannot be read is left out.
+async fn seat(
+    freshest: &Superblock,
+    geometry: Geometry,
+    current: Current,
+    spares: Vec<Candidate>,
+    stale: Stale,
+) -> Result<Seated> {
+    let (mut written, mut sequences) = (BTreeMap::new(), BTreeMap::new());
+    let mut roster = Roster::new(geometry, freshest.size, table(freshest, &current));
+    roster.stale = stale;
+    for (slot, found) in current {
+        let is_replacement = found.superblock.replacement;
+        sequences.insert(found.superblock.dev_number, found.records.sequence);
+        written.insert(found.superblock.dev_number, Written::found(&found));
+        let (path, number) = (found.name(), found.superblock.dev_number as usize);
+        let member = match join(found, Some(slot), freshest.size).await {
+            Ok(member) => Arc::new(member),
+            Err(failure @ Error::Io { .. }) => {
+                tracing::warn!(member = %path, %failure, "its metadata cannot be read: left out");
+                roster.table[number] = Role::Faulty;
+                roster.stale.push((slot, path));
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        let seat = &mut roster.seats[slot.0];
+        *(if is_replacement { &mut seat.replacement } else { &mut seat.member }) = Some(member);
+    }
+    for found in spares {
+        sequences.insert(found.superblock.dev_number, found.records.sequence);
+        written.insert(found.superblock.dev_number, Written { events: 0, ..Written::found(&found) });
+        roster.idle.push(Arc::new(join(found, None, freshest.size).await?));
+    }
+    Ok(Seated { roster, written, sequences })
 }
 
 /// Takes a candidate in. One that a power cut kept from the news that the array has grown, to `size` sectors of each

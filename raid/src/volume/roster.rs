@@ -97,6 +97,11 @@ impl Roster {
         (0..self.seats.len()).any(|slot| self.in_sync(Slot(slot)).is_none())
     }
 
+    /// Whether each set of mirrors has a member in sync.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.mirrors.iter().all(|set| set.iter().any(|slot| self.in_sync(*slot).is_some()))
+    }
+
     /// Whether the array would still hold everything without this member.
     pub(crate) fn can_spare(&self, member: &Member) -> bool {
         if !member.is_in_sync() {

@@ -81,7 +81,8 @@ impl Array {
             make_image(path, *size).unwrap();
         }
         let layout: Layout = layout.parse().unwrap();
-        let (name, assume_clean, force) = ("test".to_owned(), false, false);
+        // Promised to be equal: so all of it counts as written, and is compared.
+        let (name, assume_clean, force) = ("test".to_owned(), true, false);
         let options = CreateOptions { name, layout, chunk, bitmap, assume_clean, force };
         let devices: Vec<_> = paths.iter().map(|path| open(path)).collect();
         let tasks = Tasks::new();
