@@ -21,11 +21,6 @@ pub const SUPERBLOCK: Range<u64> = 4096..8192;
 pub const BITMAP: Range<u64> = 8192..12288;
 /// Where the data area begins, as `raid::create` places it on small members.
 pub const DATA: u64 = 1 << 20;
-/// The bitmap header's field of bytes a region.
-const REGION_AT: u64 = BITMAP.start + 52;
-/// The bitmap's first bit.
-const BITS_AT: u64 = BITMAP.start + 256;
-
 /// What an array looks like.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -39,7 +34,7 @@ pub struct Shape {
     pub chunk: u64,
     /// Chunks a member holds.
     pub chunks: u64,
-    /// Bytes a bitmap region; `raid::create` would make one region of the whole.
+    /// Bytes a bitmap region.
     pub region: u64,
     /// How its disks behave.
     pub disks: SimDiskOptions,
@@ -105,29 +100,13 @@ impl Rig {
             name: "sim".to_owned(),
             layout: rig.shape.layout,
             chunk: rig.shape.chunk,
-            bitmap: Bitmap::STANDARD,
+            bitmap: Bitmap::Internal { region: Some(rig.shape.region) },
             assume_clean: rig.shape.clean,
             force: false,
         };
         let made = create_on(&rig, &options);
         rig.sim.block_on(made).expect("no cut is set").expect("blank disks make an array");
-        rig.shrink_regions();
         rig
-    }
-
-    /// Gives the bitmap smaller regions, as `mdadm --bitmap-chunk` would have.
-    fn shrink_regions(&self) {
-        let regions = self.shape.size().div_ceil(self.shape.region);
-        for disk in &self.disks[..self.shape.members] {
-            disk.poke(REGION_AT, &(self.shape.region as u32).to_le_bytes());
-            if !self.shape.clean {
-                for bit in 0..regions {
-                    let at = BITS_AT + bit / 8;
-                    let byte = disk.peek(at, 1)[0] | 1 << (bit % 8);
-                    disk.poke(at, &[byte]);
-                }
-            }
-        }
     }
 
     /// The same disks, content and cache, in a machine of its own with another seed, and a witness of its own.
