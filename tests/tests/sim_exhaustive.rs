@@ -16,6 +16,7 @@ use tests::sim::array::{BITMAP, DATA, Rig, SUPERBLOCK, Shape};
 use tests::sim::bugs::{Bug, Buggy};
 use tests::sim::clients::Step;
 use tests::sim::exhaust::{Search, on_all_processors};
+use tests::sim::orders::{Order, is_refusal};
 use tests::sim::{Fault, number};
 
 /// Sets of surviving sectors tried at a boundary, unless `SIM_SUBSETS` says otherwise.
@@ -32,6 +33,8 @@ enum Act {
     FailWrites(usize),
     /// The member of this slot fails its next flush.
     FailFlush(usize),
+    /// What an administrator does.
+    Tell(Order),
 }
 
 /// The first and second sector overlap between the two writes; the third write spans two chunks.
@@ -54,7 +57,7 @@ fn template(layout: Layout, members: usize, clean: bool) -> Rig {
 
 /// Assembles and runs the script; with `together`, its operations at once. The last thing is a moment of rest.
 async fn play(rig: &Rig, script: &[Act], together: bool, bug: Option<&Bug>) {
-    let mut members = rig.plug(&rig.slots());
+    let mut members = rig.plug(&rig.members());
     if let Some(bug) = bug {
         let runtime = rig.sim.runtime();
         members = members.into_iter().map(|member| Buggy::plant(member, bug.clone(), &runtime)).collect();
@@ -69,22 +72,31 @@ async fn play(rig: &Rig, script: &[Act], together: bool, bug: Option<&Bug>) {
                 rig.disks[*slot].fail(Fault::lasting(&[Operation::Write, Operation::WriteZeroes]));
             }
             Act::FailFlush(slot) => rig.disks[*slot].fail(Fault::once(&[Operation::Flush])),
+            Act::Tell(order) => match rig.order(&volume, *order).await {
+                Err(error) if !is_refusal(&error) => panic!("{order:?}: {error}"),
+                _ => {}
+            },
         }
     }
     join_all(steps).await;
     rig.sim.runtime().sleep(std::time::Duration::from_secs(11)).await;
 }
 
-fn scripts(depth: usize) -> Vec<Vec<Act>> {
+fn sequences(acts: &[Act], depth: usize) -> Vec<Vec<Act>> {
     let mut all = vec![vec![]];
     let mut longest: Vec<Vec<Act>> = vec![vec![]];
     for _ in 0..depth {
         longest = longest
             .iter()
-            .flat_map(|script| ACTS.iter().map(move |act| [script.as_slice(), &[*act]].concat()))
+            .flat_map(|script| acts.iter().map(move |act| [script.as_slice(), &[*act]].concat()))
             .collect();
         all.extend(longest.clone());
     }
+    all
+}
+
+fn scripts(depth: usize) -> Vec<Vec<Act>> {
+    let mut all = sequences(&ACTS, depth);
     let failing = |act: &Act| !matches!(act, Act::Do(_));
     let ends_in_work = |script: &Vec<Act>| script.last().is_some_and(|act| !failing(act));
     // Two failing members of a mirror are more than it must bear.
@@ -106,17 +118,87 @@ fn cases(depth: usize) -> Vec<Case> {
     one_by_one.flat_map(|s| overlaps(&s).then(|| (s.clone(), true)).into_iter().chain([(s, false)])).collect()
 }
 
+/// Members come and go. `blank` is the number of a blank disk.
+fn life_acts(blank: usize) -> [Act; 11] {
+    [
+        Act::Do(Step::Write(0, 2)),
+        Act::Do(Step::WriteStable(7, 2)),
+        Act::Do(Step::Flush),
+        Act::Do(Step::Discard(0, 2)),
+        Act::Tell(Order::Fail(0)),
+        Act::Tell(Order::Fail(1)),
+        Act::Tell(Order::Readd(0)),
+        Act::Tell(Order::Add(blank)),
+        Act::Tell(Order::Replace(0, blank)),
+        Act::Tell(Order::Rest),
+        Act::Tell(Order::Rebuilt),
+    ]
+}
+
+/// Scripts in which the array changes, without those that say the same as a shorter one.
+fn lives(blank: usize, depth: usize, degraded: bool) -> Vec<Case> {
+    let tell = |order| move |act: &Act| *act == Act::Tell(order);
+    let waits = |act: &Act| matches!(act, Act::Tell(Order::Rest | Order::Rebuilt));
+    let changes = |act: &Act| matches!(act, Act::Tell(_)) && !waits(act);
+    let makes_sense = |script: &Vec<Act>| {
+        let changed = script.iter().position(changes);
+        let failed = script.iter().position(tell(Order::Fail(0)));
+        let again = script.iter().position(tell(Order::Readd(0)));
+        let waited = script.iter().position(waits);
+        let uses_blank = [Order::Add(blank), Order::Replace(0, blank)];
+        let uses = script.iter().filter(|act| uses_blank.iter().any(|order| tell(*order)(act))).count();
+        changed.is_some()
+            && uses < 2
+            && again.is_none_or(|again| degraded || failed.is_some_and(|failed| failed < again))
+            && waited.is_none_or(|waited| changed < Some(waited))
+            && !script.windows(2).any(|two| waits(&two[0]) && waits(&two[1]))
+            && !script.last().is_some_and(waits)
+    };
+    sequences(&life_acts(blank), depth)
+        .into_iter()
+        .filter(makes_sense)
+        .map(|script| (script, false))
+        .collect()
+}
+
+/// An array whose disk 0 was declared failed and has missed a write since.
+fn degrade(rig: &Rig) -> Rig {
+    let rig = rig.fork(1);
+    let script = [
+        Act::Do(Step::Write(0, 2)),
+        Act::Do(Step::Flush),
+        Act::Tell(Order::Fail(0)),
+        Act::Do(Step::WriteStable(0, 1)),
+    ];
+    rig.sim.block_on(play(&rig, &script, false, None)).unwrap();
+    rig.witness.judge();
+    rig.cut();
+    rig
+}
+
+fn live(layout: Layout, members: usize, depth: usize, degraded: bool) {
+    let depth = number("SIM_DEPTH").map_or(depth, |depth| depth as usize);
+    let mut template = Rig::create(Shape { blanks: 1, ..Shape::small(layout, members) }, 1);
+    if degraded {
+        template = degrade(&template);
+    }
+    exhaust(&template, &lives(members, depth, degraded));
+}
+
 fn campaign(layout: Layout, members: usize, depth: usize, clean: bool) {
     let depth = number("SIM_DEPTH").map_or(depth, |depth| depth as usize);
-    let template = template(layout, members, clean);
+    exhaust(&template(layout, members, clean), &cases(depth));
+}
+
+fn exhaust(template: &Rig, cases: &[Case]) {
     let most = number("SIM_SUBSETS").unwrap_or(SUBSETS);
-    let search = Search::new(&template, most, number("SIM_ORDERS").unwrap_or(ORDERS));
+    let search = Search::new(template, most, number("SIM_ORDERS").unwrap_or(ORDERS));
     let begun = std::time::Instant::now();
-    let cases = cases(depth);
-    on_all_processors(&cases, |(script, together)| {
+    on_all_processors(cases, |(script, together)| {
         search.exhaust(&async |rig: &Rig| play(rig, script, *together, None).await);
     });
     let tally = search.tally();
+    let Shape { layout, members, .. } = template.shape;
     println!("{layout}, {members} members, {} scripts: {tally:?} in {:?}", cases.len(), begun.elapsed());
     assert!(tally.wrecks.load(Ordering::Relaxed) > 100, "hardly anything was tried");
 }
@@ -151,6 +233,34 @@ fn far_copies() {
 fn offset_copies() {
     campaign(Layout::offset(2), 3, 2, true);
     campaign(Layout::offset(2), 4, 2, true);
+}
+
+#[test]
+fn members_come_and_go() {
+    live(Layout::near(2), 2, 3, false);
+    live(Layout::near(2), 2, 2, true);
+}
+
+#[test]
+fn members_come_and_go_among_three() {
+    live(Layout::near(2), 3, 2, false);
+    live(Layout::near(2), 3, 2, true);
+}
+
+#[test]
+fn members_come_and_go_among_four() {
+    live(Layout::near(2), 4, 2, false);
+    live(Layout::near(2), 4, 2, true);
+}
+
+#[test]
+fn members_come_and_go_in_other_layouts() {
+    for layout in [Layout::far(2), Layout::offset(2)] {
+        for members in [3, 4] {
+            live(layout, members, 2, false);
+            live(layout, members, 2, true);
+        }
+    }
 }
 
 /// The search finds what it is for: each of these shows in some script of one or two operations.

@@ -1,8 +1,9 @@
 //! An array of simulated disks with the model that judges it: made once, copied as often as a test likes.
 
+use super::bugs::{Buggy, Plant};
 use super::clients::Witness;
 use super::disk::{SimDisk, SimDiskOptions};
-use super::executor::{PowerCut, Sim};
+use super::executor::{Moment, PowerCut, Sim};
 use super::rng::{Rng, scramble};
 use super::surface::SECTOR;
 use parking_lot::Mutex;
@@ -21,6 +22,9 @@ pub const SUPERBLOCK: Range<u64> = 4096..8192;
 pub const BITMAP: Range<u64> = 8192..12288;
 /// Where the data area begins, as `raid::create` places it on small members.
 pub const DATA: u64 = 1 << 20;
+/// Disks in sync, each with the slot it holds.
+pub type Holders = Vec<(usize, usize)>;
+
 /// What an array looks like.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -76,6 +80,8 @@ pub struct Rig {
     pub witness: Arc<Witness>,
     /// Sets of slots that hold copies together.
     pub sets: Vec<Vec<usize>>,
+    /// A bug over some of the disks, from the next time they are plugged in.
+    pub plant: Option<Plant>,
     /// The array as it was assembled last, as long as it is there.
     pub serving: Arc<Mutex<Weak<Volume>>>,
     /// Slots whose members the test treats badly: the others must do without them.
@@ -95,7 +101,16 @@ impl Rig {
         let witness = Witness::new(shape.size() / SECTOR, shape.disks.torn > 0);
         let sets = shape.geometry().mirror_sets();
         let sets = sets.into_iter().map(|set| set.into_iter().map(|slot| slot.0).collect()).collect();
-        let rig = Self { shape, sim, disks, witness, sets, serving: Arc::default(), victims: Vec::new() };
+        let rig = Self {
+            shape,
+            sim,
+            disks,
+            witness,
+            sets,
+            plant: None,
+            serving: Arc::default(),
+            victims: Vec::new(),
+        };
         let options = CreateOptions {
             name: "sim".to_owned(),
             layout: rig.shape.layout,
@@ -126,13 +141,49 @@ impl Rig {
         let sim = Sim::new(seed);
         let disks = disks.into_iter().map(|disk| sim.install(disk)).collect();
         let (shape, sets, victims) = (self.shape.clone(), self.sets.clone(), self.victims.clone());
-        Self { shape, sim, disks, witness, sets, serving: Arc::default(), victims }
+        Self { shape, sim, disks, witness, sets, plant: None, serving: Arc::default(), victims }
     }
 
-    /// Devices of the present boot for some slots, in the order given.
+    /// Devices of the present boot for some disks, in the order given.
     #[must_use]
-    pub fn plug(&self, slots: &[usize]) -> Vec<Arc<dyn Device>> {
-        slots.iter().map(|slot| self.sim.plug(&self.disks[*slot])).collect()
+    pub fn plug(&self, disks: &[usize]) -> Vec<Arc<dyn Device>> {
+        disks.iter().map(|disk| self.plug_one(*disk)).collect()
+    }
+
+    /// A device of the present boot for one disk.
+    #[must_use]
+    pub fn plug_one(&self, disk: usize) -> Arc<dyn Device> {
+        let device = self.sim.plug(&self.disks[disk]);
+        match &self.plant {
+            Some(plant) if plant.disk.is_none_or(|only| only == disk) => {
+                Buggy::plant(device, plant.bug.clone(), &self.sim.runtime())
+            }
+            _ => device,
+        }
+    }
+
+    /// The disks an administrator would give: all that carry a superblock, be it a damaged one.
+    #[must_use]
+    pub fn members(&self) -> Vec<usize> {
+        let is_blank =
+            |disk: &SimDisk| disk.try_peek(SUPERBLOCK.start, 4).is_some_and(|magic| magic == [0; 4]);
+        let disks = self.disks.iter().enumerate();
+        disks.filter(|(_, disk)| !is_blank(disk)).map(|(number, _)| number).collect()
+    }
+
+    /// From now on, tells which disks the array calls in sync, each with its slot: as of the last moment that it ran.
+    #[must_use]
+    pub fn track(&self) -> Arc<Mutex<Holders>> {
+        let current = Arc::new(Mutex::new(self.slots().into_iter().map(|slot| (slot, slot)).collect()));
+        let (disks, serving, noted) = (self.disks.clone(), Arc::clone(&self.serving), Arc::clone(&current));
+        self.sim.watch(Some(Box::new(move |moment| {
+            if moment == Moment::Between
+                && let Some(volume) = serving.lock().upgrade()
+            {
+                *noted.lock() = in_sync(&disks, &volume.status());
+            }
+        })));
+        current
     }
 
     /// All slots.
@@ -152,10 +203,11 @@ impl Rig {
     /// Assembles the array as it must be possible; panics if it is refused. `None`: the refusal is excused, because
     /// besides the victims a power cut has destroyed the only superblock of another member.
     pub async fn start(&self, members: Vec<Arc<dyn Device>>) -> Option<Arc<Volume>> {
+        let names: Vec<String> = members.iter().map(|member| member.name().to_owned()).collect();
         match self.assemble(members).await {
             Ok(volume) => Some(volume),
             Err(_) if self.is_beyond_one_failure() => None,
-            Err(error) => panic!("the array does not start: {error}"),
+            Err(error) => panic!("the array does not start from {names:?}: {error}"),
         }
     }
 
@@ -173,7 +225,7 @@ impl Rig {
     /// objects. Returns which disks the array then calls in sync, each with its slot (none, when its refusal to start
     /// is excused). The volume is dropped without a stop.
     #[allow(clippy::must_use_candidate, reason = "the check is what it is called for")]
-    pub fn check_with(&self, disks: &[usize]) -> Vec<(usize, usize)> {
+    pub fn check_with(&self, disks: &[usize]) -> Holders {
         let outcome = self.sim.block_on(async {
             let volume = self.start(self.plug(disks)).await?;
             self.witness.read_all(&*volume).await;
@@ -230,7 +282,7 @@ impl Rig {
 
 /// The disks that an array calls in sync, each with its slot.
 #[must_use]
-pub fn in_sync(disks: &[Arc<SimDisk>], status: &Status) -> Vec<(usize, usize)> {
+pub fn in_sync(disks: &[Arc<SimDisk>], status: &Status) -> Holders {
     let in_sync = status.members.iter().filter(|member| member.state == MemberState::InSync);
     let disk = |path: &str| disks.iter().position(|disk| disk.name() == path);
     in_sync.filter_map(|member| Some((disk(&member.path)?, member.slot?))).collect()

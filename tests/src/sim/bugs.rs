@@ -44,6 +44,19 @@ pub enum Bug {
     DiscardUnsettled,
     /// Reads fail that could be answered.
     FailReads(Range<u64>),
+    /// Every write of the range writes what the first one that began there wrote.
+    RepeatWrites(Range<u64>),
+    /// Writes of the range have all bits from this byte of it on cleared.
+    ClearFrom(Range<u64>, u64),
+}
+
+/// A bug over a machine's disks.
+#[derive(Debug, Clone)]
+pub struct Plant {
+    /// Which.
+    pub bug: Bug,
+    /// Over which disk; `None`: all.
+    pub disk: Option<usize>,
 }
 
 /// How late what is done later is done.
@@ -143,6 +156,17 @@ impl Device for Buggy {
                 answered()
             }
             Bug::IgnoreStable => self.inner.write(at, data, Durability::Cached),
+            Bug::RepeatWrites(range) if range.contains(&at) => {
+                let first =
+                    self.seen.lock().entry((at, data.len())).or_insert(BytesMut::from(&data[..])).clone();
+                self.inner.write(at, first.freeze(), durability)
+            }
+            Bug::ClearFrom(range, from) if range.contains(&at) => {
+                let kept = (range.start + from).saturating_sub(at).min(data.len() as u64) as usize;
+                let mut cleared = BytesMut::from(&data[..]);
+                cleared[kept..].fill(0);
+                self.inner.write(at, cleared.freeze(), durability)
+            }
             Bug::CutWritesShort(range) if range.contains(&at) && data.len() > 512 => {
                 data.truncate(data.len() / 1024 * 512);
                 self.inner.write(at, data, durability)

@@ -11,24 +11,22 @@
 //!   the array itself did not need: those it called in sync cover all data without them.
 //! - It starts right after the wreck, too, without disks that were not needed at the moment of the cut.
 
-use super::array::{Rig, SUPERBLOCK, in_sync};
+use super::array::{Holders, Rig, in_sync};
 use super::clients::Witness;
 use super::disk::{SimDisk, Wreckage};
 use super::executor::{CutStyle, Moment};
 use super::rng::{Rng, scramble};
 use parking_lot::Mutex;
-use raid::superblock::Superblock;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Disks, each with the slot it holds.
-type Holders = Vec<(usize, usize)>;
-
 /// A search: what was seen so far, and how far it goes.
 pub struct Search<'a> {
     template: &'a Rig,
+    /// Who is in sync in it.
+    at_first: Holders,
     /// Choices tried at a boundary; all, where there are no more.
     most: u64,
     /// Orders of completion tried for each script.
@@ -66,7 +64,9 @@ impl<'a> Search<'a> {
     /// A search from `template`, at most `most` choices a boundary, in `orders` orders of completion.
     #[must_use]
     pub fn new(template: &'a Rig, most: u64, orders: u64) -> Self {
-        Self { template, most: most.max(1), orders, seen: Mutex::default(), tally: Tally::default() }
+        let at_first = template.fork(0).check_with(&template.members());
+        let (most, seen, tally) = (most.max(1), Mutex::default(), Tally::default());
+        Self { template, at_first, most, orders, seen, tally }
     }
 
     /// What it has done so far.
@@ -96,7 +96,7 @@ impl<'a> Search<'a> {
         let cuts = Arc::new(Mutex::new((0, Vec::new())));
         let (disks, witness, noted) = (rig.disks.clone(), Arc::clone(&rig.witness), Arc::clone(&cuts));
         let serving = Arc::clone(&rig.serving);
-        let mut current: Holders = rig.slots().into_iter().map(|slot| (slot, slot)).collect();
+        let mut current = self.at_first.clone();
         // Reads and their like change nothing: most boundaries are as the one before.
         let mut last = 0;
         rig.sim.watch(Some(Box::new(move |moment| match moment {
@@ -167,7 +167,7 @@ impl<'a> Search<'a> {
     }
 
     fn inspect(&self, wreck: &Rig, current: &Holders) {
-        let here = members(wreck);
+        let here = wreck.members();
         let mut digest = wreck.digest(&here);
         for (disk, slot) in current {
             digest = mix(digest, (disk << 8 | slot) as u64);
@@ -212,16 +212,6 @@ fn settle(disks: &[Wreckage], mut choose: impl FnMut(u64) -> u64) -> Vec<SimDisk
 
 fn mix(sum: u64, next: u64) -> u64 {
     scramble(scramble(sum) ^ next)
-}
-
-/// The disks an administrator would give: all that ever were members, and those that have become some.
-fn members(rig: &Rig) -> Vec<usize> {
-    let is_member = |disk: &SimDisk| {
-        let bytes = disk.peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
-        Superblock::decode(&bytes, disk.size()).is_ok()
-    };
-    let all = rig.disks.iter().enumerate();
-    all.filter(|(n, disk)| *n < rig.shape.members || is_member(disk)).map(|(n, _)| n).collect()
 }
 
 /// Works on every item, on all processors; the first panic names its item and ends it.

@@ -8,6 +8,7 @@
 //! - `executor`: tasks, clock, power.
 //! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
 //! - [`mod@array`]: an array of simulated disks and its judge.
+//! - [`orders`]: what an administrator tells it.
 //! - [`exhaust`]: all boundaries of a run, all that a power cut may leave.
 //! - [`ledger`]: the model of a log store.
 //! - [`bugs`]: planted ones, which the model must catch.
@@ -20,6 +21,7 @@ mod disk;
 mod executor;
 pub mod exhaust;
 pub mod ledger;
+pub mod orders;
 mod port;
 pub mod registers;
 pub mod rng;
