@@ -207,8 +207,30 @@ impl Rig {
         match self.assemble(members).await {
             Ok(volume) => Some(volume),
             Err(_) if self.is_beyond_one_failure() => None,
-            Err(error) => panic!("the array does not start from {names:?}: {error}"),
+            Err(error) => panic!("the array does not start from {names:?}: {error}\n{}", self.describe()),
         }
+    }
+
+    /// What the disks' superblocks say, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let one = |disk: &Arc<SimDisk>| {
+            let bytes = disk.peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
+            match Superblock::decode(&bytes, disk.size()) {
+                Err(error) => format!("{}: {error}", disk.name()),
+                Ok(found) => format!(
+                    "{}: number {}, events {}, resync from {}, recovery {:?}, replacement {}, roles {:?}",
+                    disk.name(),
+                    found.dev_number,
+                    found.events,
+                    found.resync_offset,
+                    found.recovery,
+                    found.replacement,
+                    &found.roles[..found.roles.len().min(8)],
+                ),
+            }
+        };
+        self.disks.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 
     /// Whether a member that is no victim has lost its superblock while there are victims. A member has one
