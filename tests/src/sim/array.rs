@@ -92,7 +92,8 @@ impl Rig {
     /// Makes an array on new disks.
     #[must_use]
     pub fn create(shape: Shape, seed: u64) -> Self {
-        let sim = Sim::new(seed);
+        // Not the stream of chance that a fork of the same seed has: two devices would get one identity.
+        let sim = Sim::new(!seed);
         let size = DATA + shape.chunks * shape.chunk;
         let name = |slot: usize| format!("disk{slot}");
         let disks: Vec<_> = (0..shape.members + shape.blanks)
@@ -265,6 +266,16 @@ impl Rig {
         let disk =
             |sum: u64, disk: &usize| scramble(scramble(sum ^ self.disks[*disk].digest()) ^ *disk as u64);
         disks.iter().fold(self.witness.digest_after_cut(), disk)
+    }
+
+    /// Whether a disk's superblock gives it a slot, and all that belongs there. One that has become whole and does not
+    /// know it yet can't be asked to start alone.
+    #[must_use]
+    pub fn knows_that_it_counts(&self, disk: usize) -> bool {
+        let bytes = self.disks[disk].peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
+        // One that can't be read has a second copy, or is missed elsewhere.
+        let found = Superblock::decode(&bytes, self.disks[disk].size());
+        found.map_or(true, |superblock| superblock.holds_everything())
     }
 
     /// Whether members in these slots hold a copy of everything together.

@@ -11,13 +11,12 @@
 //!   the array itself did not need: those it called in sync cover all data without them.
 //! - It starts right after the wreck, too, without disks that were not needed at the moment of the cut.
 
-use super::array::{Holders, Rig, SUPERBLOCK, in_sync};
+use super::array::{Holders, Rig, in_sync};
 use super::clients::Witness;
 use super::disk::{SimDisk, Wreckage};
 use super::executor::{CutStyle, Moment};
 use super::rng::{Rng, scramble};
 use parking_lot::Mutex;
-use raid::superblock::{Role, Superblock};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -193,7 +192,7 @@ impl<'a> Search<'a> {
                 |disk: usize| here.iter().position(|one| *one == disk).is_none_or(|at| bits >> at & 1 == 1);
             let left: Vec<usize> = here.iter().copied().filter(|disk| !gone(*disk)).collect();
             // A disk that is in sync and does not know it yet can't be asked to start alone.
-            let counts = |disk: usize| !gone(disk) && knows_that_it_counts(&rig.disks[disk]);
+            let counts = |disk: usize| !gone(disk) && rig.knows_that_it_counts(disk);
             let slots: Vec<usize> =
                 current.iter().filter(|(disk, _)| counts(*disk)).map(|(_, slot)| *slot).collect();
             if rig.covers(&slots) && self.is_new(mix(2, rig.digest(&left))) {
@@ -216,16 +215,6 @@ fn settle(disks: &[Wreckage], mut choose: impl FnMut(u64) -> u64) -> Vec<SimDisk
 
 fn mix(sum: u64, next: u64) -> u64 {
     scramble(scramble(sum) ^ next)
-}
-
-/// Whether a disk's superblock gives it a slot, and all of its data.
-fn knows_that_it_counts(disk: &SimDisk) -> bool {
-    let bytes = disk.peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
-    let is_whole = |superblock: &Superblock| {
-        matches!(superblock.own_role(), Role::Active(_)) && superblock.recovery.is_none()
-    };
-    // One that can't be read has a second copy, or is missed elsewhere.
-    Superblock::decode(&bytes, disk.size()).map_or(true, |superblock| is_whole(&superblock))
 }
 
 /// Works on every item, on all processors; the first panic names its item and ends it.
