@@ -11,7 +11,7 @@ use raid::create::{Bitmap, CreateOptions, create};
 use raid::device::Device;
 use raid::geometry::{Geometry, Layout};
 use raid::status::{MemberState, Status};
-use raid::superblock::Superblock;
+use raid::superblock::{Role, Superblock};
 use raid::volume::{AssembleOptions, Volume};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -275,7 +275,9 @@ impl Rig {
         let bytes = self.disks[disk].peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
         // One that can't be read has a second copy, or is missed elsewhere.
         let found = Superblock::decode(&bytes, self.disks[disk].size());
-        found.map_or(true, |superblock| superblock.holds_everything())
+        found.map_or(true, |its| {
+            matches!(its.own_role(), Role::Active(_)) && its.recovery.is_none() && !its.replacement
+        })
     }
 
     /// Whether members in these slots hold a copy of everything together.
