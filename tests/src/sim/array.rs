@@ -268,16 +268,22 @@ impl Rig {
         disks.iter().fold(self.witness.digest_after_cut(), disk)
     }
 
-    /// Whether a disk's superblock gives it a slot, and all that belongs there. One that has become whole and does not
-    /// know it yet can't be asked to start alone.
+    /// Whether a disk's superblock gives it a slot and all that belongs there, and no newer one takes that back. Where a
+    /// member has become whole or was replaced a moment ago, what the array says and what is on record may differ.
     #[must_use]
     pub fn knows_that_it_counts(&self, disk: usize) -> bool {
-        let bytes = self.disks[disk].peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
+        let read = |disk: &Arc<SimDisk>| {
+            let bytes = disk.peek(SUPERBLOCK.start, SUPERBLOCK.end - SUPERBLOCK.start);
+            Superblock::decode(&bytes, disk.size()).ok()
+        };
         // One that can't be read has a second copy, or is missed elsewhere.
-        let found = Superblock::decode(&bytes, self.disks[disk].size());
-        found.map_or(true, |its| {
-            matches!(its.own_role(), Role::Active(_)) && its.recovery.is_none() && !its.replacement
-        })
+        let Some(its) = read(&self.disks[disk]) else { return true };
+        let is_whole =
+            matches!(its.own_role(), Role::Active(_)) && its.recovery.is_none() && !its.replacement;
+        let mut others = self.disks.iter().filter_map(read);
+        let taken_back =
+            |other: Superblock| other.events > its.events && other.role_of(its.dev_number) == Role::Faulty;
+        is_whole && !others.any(taken_back)
     }
 
     /// Whether members in these slots hold a copy of everything together.
