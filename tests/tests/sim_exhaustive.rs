@@ -145,13 +145,13 @@ fn lives(blank: usize, depth: usize, degraded: bool) -> Vec<Case> {
         let changed = script.iter().position(changes);
         let failed = script.iter().position(tell(Order::Fail(0)));
         let again = script.iter().position(tell(Order::Readd(0)));
-        let waited = script.iter().position(waits);
+        let paused = script.iter().position(waits);
         let uses_blank = [Order::Add(blank), Order::Replace(0, blank)];
         let uses = script.iter().filter(|act| uses_blank.iter().any(|order| tell(*order)(act))).count();
         changed.is_some()
             && uses < 2
             && again.is_none_or(|again| degraded || failed.is_some_and(|failed| failed < again))
-            && waited.is_none_or(|waited| changed < Some(waited))
+            && paused.is_none_or(|paused| changed < Some(paused))
             && !script.windows(2).any(|two| waits(&two[0]) && waits(&two[1]))
             && !script.last().is_some_and(waits)
     };
