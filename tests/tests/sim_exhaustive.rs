@@ -142,16 +142,16 @@ fn lives(blank: usize, depth: usize, degraded: bool) -> Vec<Case> {
     let waits = |act: &Act| matches!(act, Act::Tell(Order::Rest | Order::Rebuilt));
     let changes = |act: &Act| matches!(act, Act::Tell(_)) && !waits(act);
     let makes_sense = |script: &Vec<Act>| {
-        let changed = script.iter().position(changes);
+        let first_change = script.iter().position(changes);
         let failed = script.iter().position(tell(Order::Fail(0)));
         let again = script.iter().position(tell(Order::Readd(0)));
         let paused = script.iter().position(waits);
         let uses_blank = [Order::Add(blank), Order::Replace(0, blank)];
         let uses = script.iter().filter(|act| uses_blank.iter().any(|order| tell(*order)(act))).count();
-        changed.is_some()
+        first_change.is_some()
             && uses < 2
             && again.is_none_or(|again| degraded || failed.is_some_and(|failed| failed < again))
-            && paused.is_none_or(|paused| changed < Some(paused))
+            && paused.is_none_or(|paused| first_change < Some(paused))
             && !script.windows(2).any(|two| waits(&two[0]) && waits(&two[1]))
             && !script.last().is_some_and(waits)
     };
