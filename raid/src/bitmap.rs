@@ -365,6 +365,7 @@ impl Intent {
             region.set = false;
             region.durable = false;
         }
+        self.note_cleared();
         self.changed.fill(true);
     }
 
