@@ -23,6 +23,11 @@ use crate::superblock::{Role, SECTOR, Superblock};
 use crate::volume::metadata::Meta;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a member that was let go is waited for until it is closed, and the time between looks.
+const CLOSING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A device that was a member of this array before.
 struct Former {
@@ -71,6 +76,8 @@ impl Inner {
         self.set_roster(roster);
         meta.written.remove(&member.number());
         self.record(&mut meta).await?;
+        drop(meta);
+        self.closed(&member).await;
         let slot = member.slot().map(|slot| slot.0);
         self.tell(Event::MemberRemoved { slot, path: member.device.name().to_owned() });
         Ok(())
@@ -195,6 +202,16 @@ impl Inner {
         let mut meta = self.meta.lock().await;
         member.set_checkpoint(filled);
         self.record(&mut meta).await
+    }
+
+    /// Waits until operations that began while a member was in use have let go of it: then its device is closed, and may
+    /// be opened by whoever adds it again. One that hangs is not waited for for ever: until it ends, the device is refused
+    /// as in use.
+    async fn closed(&self, member: &Arc<Member>) {
+        let begun = self.runtime.now();
+        while Arc::strong_count(member) > 1 && self.runtime.now().saturating_sub(begun) < CLOSING {
+            self.runtime.sleep(LOOK).await;
+        }
     }
 
     /// Whether anything may be changed at all.
