@@ -113,13 +113,13 @@ pub async fn create_with_spares(
     }
     let plan =
         Plan::new(&all, members.len(), options, random_uuid(runtime), timestamp(runtime.wall_clock()))?;
+    let are_holes = try_join_all(all.iter().map(|member| is_hole(member.as_ref()))).await?;
     if !options.force {
-        try_join_all(all.iter().map(|member| refuse_data(member.as_ref()))).await?;
+        let used = all.iter().zip(&are_holes).filter(|(_, is_hole)| !**is_hole);
+        try_join_all(used.map(|(member, _)| refuse_data(member.as_ref()))).await?;
     }
-    let mut holes = true;
-    for member in members {
-        holes &= is_hole(member.as_ref()).await?;
-    }
+    // A spare may be blank or not, whatever the members are.
+    let holes = are_holes[..members.len()].iter().all(|&is_hole| is_hole);
     let equal = options.assume_clean || holes;
     let mut intent = Intent::new(plan.bitmap.clone(), false);
     if !equal {
@@ -141,16 +141,12 @@ pub async fn create_with_spares(
         history,
         bad: RangeSet::default(),
     };
-    let write = |number: usize, member: Arc<dyn Device>| {
+    let writes = all.iter().zip(are_holes).enumerate().map(|(number, (member, is_hole))| {
         let superblock = plan.superblock(number, member.size(), random_uuid(runtime), equal);
         let (bitmap, record) = (bitmap.clone(), record.clone());
-        async move {
-            // A spare may be blank or not, whatever the members are.
-            let is_hole = is_hole(member.as_ref()).await?;
-            write_member(member.as_ref(), &superblock, bitmap, record, is_hole).await
-        }
-    };
-    try_join_all(all.iter().enumerate().map(|(number, member)| write(number, Arc::clone(member)))).await?;
+        async move { write_member(member.as_ref(), &superblock, bitmap, record, is_hole).await }
+    });
+    try_join_all(writes).await?;
     Ok(plan.array)
 }
 
@@ -293,9 +289,6 @@ async fn write_member(
 /// Refuses a device that holds a superblock, or data where one would look for it.
 async fn refuse_data(member: &dyn Device) -> Result<()> {
     let holds = |what: String| Err(Error::HoldsData { device: member.name().to_owned(), what });
-    if is_hole(member).await? {
-        return Ok(());
-    }
     if let Ok(superblock) = read_superblock(member).await {
         return holds(format!("a member of array `{}` ({})", superblock.name, superblock.array));
     }

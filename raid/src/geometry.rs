@@ -216,10 +216,10 @@ pub struct Span {
 }
 
 impl Span {
-    /// The span in two parts, cut at a sector; it must be longer than one.
+    /// The span in two parts, cut at a multiple of `unit` from its start; it must be longer than one.
     #[must_use]
-    pub fn halves(self) -> [Self; 2] {
-        let cut = (self.len / 2).next_multiple_of(crate::superblock::SECTOR);
+    pub fn halves(self, unit: u64) -> [Self; 2] {
+        let cut = (self.len / 2).next_multiple_of(unit);
         let second = Self { within: self.within + cut, at: self.at + cut, len: self.len - cut, ..self };
         [Self { len: cut, ..self }, second]
     }

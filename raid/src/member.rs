@@ -197,11 +197,11 @@ impl Member {
         self.state.store(State::Faulty as u8, Ordering::Release);
     }
 
-    /// Gives a spare a slot, to be filled from `recovered` on.
-    pub(crate) fn take_slot(&self, slot: Slot, recovered: u64, by_bitmap: bool) {
+    /// Gives a member without a slot one, to be filled from its start.
+    pub(crate) fn take_slot(&self, slot: Slot, by_bitmap: bool) {
         self.slot.store(slot.0, Ordering::Release);
-        self.recovered.store(recovered, Ordering::Release);
-        self.checkpoint.store(recovered, Ordering::Release);
+        self.recovered.store(0, Ordering::Release);
+        self.checkpoint.store(0, Ordering::Release);
         self.by_bitmap.store(by_bitmap, Ordering::Release);
         self.state.store(State::Rebuilding as u8, Ordering::Release);
     }
@@ -312,7 +312,7 @@ impl Member {
     /// The flush after [`Member::begin_clearing`] has been done: what was written well before it is good.
     pub(crate) fn clear_flushed(&self) {
         let mut bad = self.bad.lock();
-        for range in std::mem::take(&mut bad.flushing).within(&(0..u64::MAX)) {
+        for range in std::mem::take(&mut bad.flushing).iter() {
             bad.listed.remove(&range);
         }
         self.has_bad.store(!bad.listed.is_empty(), Ordering::Release);

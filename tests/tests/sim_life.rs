@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tests::sim::array::{BITMAP, DATA, Holders, Rig, SUPERBLOCK, Shape, cut_came};
+use tests::sim::array::{BITMAP, DATA, Holders, Rig, SUPERBLOCK, Shape};
 use tests::sim::bugs::{Bug, Plant};
 use tests::sim::clients::{Step, Workload};
 use tests::sim::orders::{Order, is_refusal};
@@ -101,13 +101,7 @@ fn boot(rig: &Rig, rng: &mut Rng, current: &Holders, decayed: &mut Vec<usize>) {
             runtime.sleep(Duration::from_secs(12)).await;
         }
     };
-    let killed = style == CutStyle::ProcessKilled;
-    let outcome = rig.sim.block_on(run);
-    if !cut_came(&outcome, &rig.witness, killed) {
-        rig.sim.cut_now();
-        if killed { rig.witness.process_killed() } else { rig.witness.power_cut() }
-    }
-    rig.witness.judge();
+    rig.end(&rig.sim.block_on(run), style);
 }
 
 fn afflict(rig: &Rig, victim: usize, rng: &mut Rng, decayed: &mut Vec<usize>) {

@@ -14,7 +14,7 @@ use raid::volume::Volume;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tests::sim::array::{BITMAP, DATA, Rig, SUPERBLOCK, Shape, cut_came};
+use tests::sim::array::{BITMAP, DATA, Rig, SUPERBLOCK, Shape};
 use tests::sim::bugs::{Bug, Buggy};
 use tests::sim::clients::{Step, Workload};
 use tests::sim::{CutStyle, Fault, Rng, SECTOR, SimDiskOptions, for_seeds};
@@ -108,13 +108,7 @@ fn boot(rig: &Rig, rng: &mut Rng, decayed: &mut Vec<usize>, plant: Option<&Plant
             rig.sim.runtime().sleep(Duration::from_secs(12)).await;
         }
     };
-    let killed = style == CutStyle::ProcessKilled;
-    let outcome = rig.sim.block_on(run);
-    if !cut_came(&outcome, &rig.witness, killed) {
-        rig.sim.cut_now();
-        if killed { rig.witness.process_killed() } else { rig.witness.power_cut() }
-    }
-    rig.witness.judge();
+    rig.end(&rig.sim.block_on(run), style);
 }
 
 /// Boots of one array with whatever the seed brings, and at the end every start that must work.

@@ -2,7 +2,7 @@
 
 use super::volume::{Live, live};
 use super::{absolute, say, size};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::orders::{Added, MemberName};
 use std::path::PathBuf;
 
@@ -147,6 +147,11 @@ fn member(text: &str) -> Result<MemberName> {
 impl Live {
     /// What was answered; an error where the server has gone since.
     pub(super) fn served<T>(&self, answer: Option<T>) -> Result<T> {
-        answer.ok_or_else(|| crate::Error::Gone { name: self.status.name.clone() })
+        answer.ok_or_else(|| self.gone())
+    }
+
+    /// The server has gone.
+    pub(super) fn gone(&self) -> Error {
+        Error::Gone { name: self.status.name.clone() }
     }
 }

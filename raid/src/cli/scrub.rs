@@ -1,10 +1,10 @@
 //! `raid10 scrub`: comparing copies, and making them equal.
 
 use super::progress::Progress;
-use super::volume::{Live, live};
+use super::volume::live;
 use super::{say, say_json};
 use crate::control::{Client, ScrubReport};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::time::Duration;
 
 /// Time between two looks at a volume that is waited for.
@@ -49,7 +49,7 @@ impl Scrub {
         let report = tokio::select! {
             report = scrub => volume.served(report?)?,
             // It only ends with an error.
-            shown = show_progress(&volume.client) => return Err(shown.err().unwrap_or(gone(&volume))),
+            shown = show_progress(&volume.client) => return Err(shown.err().unwrap_or(volume.gone())),
         };
         if self.json {
             say_json(&report);
@@ -92,10 +92,6 @@ fn summary(report: &ScrubReport) -> String {
         }
     });
     lines.join("\n")
-}
-
-fn gone(volume: &Live) -> Error {
-    Error::Gone { name: volume.status.name.clone() }
 }
 
 #[cfg(test)]

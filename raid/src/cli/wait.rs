@@ -1,7 +1,7 @@
 //! `raid10 wait`: until nothing is under way any more.
 
 use super::progress::Progress;
-use super::volume::{Live, live};
+use super::volume::live;
 use crate::error::{Error, Result};
 use crate::status::{Status, SyncAction, VolumeState};
 use std::time::Duration;
@@ -32,11 +32,7 @@ impl Wait {
             }
             progress.show(&status.sync);
             tokio::time::sleep(LOOK).await;
-            status = volume.client.status().await?.ok_or_else(|| gone(&volume))?;
+            status = volume.served(volume.client.status().await?)?;
         }
     }
-}
-
-fn gone(volume: &Live) -> Error {
-    Error::Gone { name: volume.status.name.clone() }
 }

@@ -59,14 +59,14 @@ pub(super) async fn next(inner: &Arc<Inner>) -> Result<bool> {
 }
 
 async fn fill(inner: &Arc<Inner>, target: &Arc<Member>, slot: Slot) -> Result<()> {
-    let total = inner.roster().geometry.used();
-    let running = inner.progress.recover.begin(inner.runtime.now(), total, target.recovered());
+    // The array does not grow while a member is being filled.
+    let used = inner.roster().geometry.used();
+    let running = inner.progress.recover.begin(inner.runtime.now(), used, target.recovered());
     let mut pace = Pace::new(inner);
     let mut checked = inner.runtime.now();
     let mut next = target.recovered();
     let mut under_way = FuturesOrdered::new();
     loop {
-        let used = inner.roster().geometry.used();
         while under_way.len() < DEPTH && next < used {
             let window = next..(next / WINDOW * WINDOW + WINDOW).min(used);
             next = window.end;
@@ -131,8 +131,7 @@ async fn copy(
     window: Range<u64>,
 ) -> Result<Range<u64>> {
     let _entered = inner.enter()?;
-    let geometry = inner.roster().geometry.clone();
-    let mut parts = parts(&geometry, slot, &window);
+    let mut parts = parts(&inner.roster().geometry, slot, &window);
     if target.is_by_bitmap()
         && let Some(intent) = &inner.intent
     {
@@ -157,7 +156,7 @@ async fn copy(
         }
     }
     for run in runs(&roster, target, &parts) {
-        match copy_run(&roster, target, &run).await {
+        match copy_run(target, &run).await {
             Ok(()) => {}
             Err(Trouble::Target(failure)) => return Err(gone(inner, target, failure)),
             // Piece by piece: what one source cannot read, another may.
@@ -203,11 +202,10 @@ fn runs(roster: &Roster, target: &Arc<Member>, parts: &[Part]) -> Vec<Run> {
     runs
 }
 
-/// Who a span is copied from: the member that the target is to replace, else the first copy in slot order, which is the
-/// one that counts where copies may still differ.
+/// Who a span is copied from: the first copy in slot order, which is the one that counts where copies may still differ.
 fn source(roster: &Roster, target: &Arc<Member>, span: Span) -> Option<(Arc<Member>, u64)> {
-    let copies = roster.readable(span).into_iter().filter(|(member, _)| !Arc::ptr_eq(member, target));
-    copies.map(|(member, at)| (Arc::clone(member), at)).next()
+    let mut copies = roster.readable(span).into_iter();
+    copies.find(|(member, _)| !Arc::ptr_eq(member, target)).map(|(member, at)| (Arc::clone(member), at))
 }
 
 /// Why a run was not copied.
@@ -218,9 +216,8 @@ enum Trouble {
     Target(Error),
 }
 
-async fn copy_run(roster: &Roster, target: &Arc<Member>, run: &Run) -> std::result::Result<(), Trouble> {
+async fn copy_run(target: &Arc<Member>, run: &Run) -> std::result::Result<(), Trouble> {
     let Some((source, from)) = &run.source else { return Err(Trouble::Source) };
-    debug_assert!(roster.seats.iter().flat_map(Seat::all).any(|one| Arc::ptr_eq(one, source)));
     let read = source.device.read(*from, buffer(run.len() as usize)).await;
     let bytes = read.map_err(|failure| {
         source.count_read_error();
@@ -242,7 +239,7 @@ async fn copy_pieces(inner: &Arc<Inner>, roster: &Roster, target: &Arc<Member>, 
                 written.map_err(|failure| gone(inner, target, failure))?;
             }
             Err(_) if part.span.len > SECTOR => {
-                let halves = part.span.halves();
+                let halves = part.span.halves(SECTOR);
                 left.extend(halves.map(|span| Part { span, at: part.at + span.at - part.span.at }));
             }
             // Lost on all of them, it is lost here too: listed, so that nobody takes what lies there for data.

@@ -89,9 +89,9 @@ async fn equalise_window(inner: &Arc<Inner>, window: Range<u64>) -> Result<()> {
     let _lock = inner.locks.lock(window.clone()).await;
     let ranges = inner.unsynced.lock().within(&window);
     let mut failed: Vec<(Range<u64>, Error)> = Vec::new();
-    let geometry = inner.roster().geometry.clone();
+    let roster = inner.roster();
     for range in &ranges {
-        for span in geometry.spans(range.start, range.end - range.start) {
+        for span in roster.geometry.spans(range.start, range.end - range.start) {
             equalise_span(inner, span, &mut failed).await;
         }
     }
@@ -117,7 +117,7 @@ async fn equalise_span(inner: &Arc<Inner>, span: Span, failed: &mut Vec<(Range<u
     while let Some(span) = left.pop() {
         match equalise_piece(inner, span).await {
             Ok(()) => {}
-            Err(Trouble::Unreadable(_)) if span.len > SECTOR => left.extend(span.halves()),
+            Err(Trouble::Unreadable(_)) if span.len > SECTOR => left.extend(span.halves(SECTOR)),
             Err(Trouble::Unreadable(failure) | Trouble::Unwritable(_, failure)) => {
                 failed.push((span.at..span.at + span.len, failure));
             }

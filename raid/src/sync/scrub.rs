@@ -273,9 +273,8 @@ async fn look(inner: &Arc<Inner>, roster: &Roster, span: Span) -> Vec<Finding> {
 
 /// A span in two parts, cut at a block, the last one first: that is how they come off a stack in order.
 fn halves(span: Span) -> [Span; 2] {
-    let cut = (span.len / 2).next_multiple_of(BLOCK);
-    let second = Span { within: span.within + cut, at: span.at + cut, len: span.len - cut, ..span };
-    [second, Span { len: cut, ..span }]
+    let [first, second] = span.halves(BLOCK);
+    [second, first]
 }
 
 /// Whether anything of a span is listed as bad on a member that holds a copy of it.
@@ -310,7 +309,7 @@ async fn rewrite_unreadable(inner: &Arc<Inner>, span: Span) {
     while let Some(piece) = left.pop() {
         match inner.recover_piece(piece).await {
             Ok(_) => {}
-            Err(_) if piece.len > SECTOR => left.extend(piece.halves()),
+            Err(_) if piece.len > SECTOR => left.extend(piece.halves(SECTOR)),
             Err(failure) => tracing::warn!(volume = %inner.name, %failure, "no copy can be read"),
         }
     }

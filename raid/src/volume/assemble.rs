@@ -76,8 +76,6 @@ pub(super) async fn assemble(
     let freshest = current.first().map(|(_, found)| found.superblock.clone()).ok_or(Error::NoMembers)?;
     let name = if freshest.name.is_empty() { freshest.array.to_string() } else { freshest.name.clone() };
     let geometry = freshest.geometry()?;
-    refuse_incomplete(&name, &geometry, &current, &stale)?;
-
     let history = current.first().and_then(|(_, found)| found.history().cloned()).unwrap_or_default();
     let untouched = untouched(&geometry, &current);
     let Seated { roster, written, sequences } =
@@ -430,17 +428,6 @@ fn has_size(found: &Candidate, freshest: &Superblock) -> bool {
     let its = &found.superblock;
     its.size == freshest.size
         || its.events < freshest.events && room(found.device.as_ref(), its) >= freshest.size
-}
-
-fn refuse_incomplete(name: &str, geometry: &Geometry, current: &Current, stale: &Stale) -> Result<()> {
-    let holds_all = |found: &Candidate| found.superblock.recovery.is_none() && !found.superblock.replacement;
-    let is_here = |slot: &Slot| current.iter().any(|(taken, found)| taken == slot && holds_all(found));
-    if geometry.mirror_sets().iter().all(|set| set.iter().any(is_here)) {
-        return Ok(());
-    }
-    let missing = (0..geometry.members()).filter(|&slot| !is_here(&Slot(slot))).collect();
-    let stale = stale.iter().map(|(_, path)| path.clone()).collect();
-    Err(Error::NotEnoughMembers { name: name.to_owned(), missing, stale })
 }
 
 /// Device numbers without a member here that the table of any member still gives a slot: failures that are not on

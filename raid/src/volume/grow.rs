@@ -25,9 +25,7 @@ use std::sync::atomic::Ordering;
 impl Inner {
     /// Makes the array as large as its members allow. Returns the bytes it holds then.
     pub(super) async fn grow(self: &Arc<Self>) -> Result<u64> {
-        let _one_at_a_time = self.commands.lock().await;
-        let _entered = self.enter()?;
-        self.refuse_if_unwritable()?;
+        let _turn = self.turn().await?;
         self.refuse_if_fixed(&self.roster())?;
         for member in self.roster().enlisted() {
             member.device.refresh().await?;

@@ -10,7 +10,7 @@
 //!   so nothing is read from it;
 //! - between the last byte that was filled and the round that says so: it is filled again from the last checkpoint.
 
-use super::{Inner, Roster, Verdict};
+use super::{Entered, Inner, Roster, Seat, Verdict};
 use crate::bitmap::PAGE;
 use crate::device::{Device, Durability, ZeroMode};
 use crate::error::{Error, Result};
@@ -35,12 +35,24 @@ struct Former {
     records: Records,
 }
 
+/// A command that is carried out, alone, while the volume is not stopped.
+pub(super) struct Turn<'a> {
+    _entered: Entered,
+    _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
+}
+
 impl Inner {
+    /// Waits until the commands before it are done.
+    pub(super) async fn turn(self: &Arc<Self>) -> Result<Turn<'_>> {
+        let one_at_a_time = self.commands.lock().await;
+        let turn = Turn { _entered: self.enter()?, _one_at_a_time: one_at_a_time };
+        self.refuse_if_unwritable()?;
+        Ok(turn)
+    }
+
     /// Declares a member failed.
     pub(crate) async fn fail(self: &Arc<Self>, name: &MemberName) -> Result<()> {
-        let _one_at_a_time = self.commands.lock().await;
-        let _entered = self.enter()?;
-        self.refuse_if_unwritable()?;
+        let _turn = self.turn().await?;
         let member = self.find(name)?;
         {
             let _verdict = self.verdicts.lock();
@@ -57,9 +69,7 @@ impl Inner {
 
     /// Lets a member go that is not in use.
     pub(crate) async fn remove(self: &Arc<Self>, name: &MemberName) -> Result<()> {
-        let _one_at_a_time = self.commands.lock().await;
-        let _entered = self.enter()?;
-        self.refuse_if_unwritable()?;
+        let _turn = self.turn().await?;
         let member = self.find(name)?;
         let mut meta = self.meta.lock().await;
         if member.is_written() {
@@ -86,9 +96,7 @@ impl Inner {
     /// Takes a device in: into a vacant slot if there is one, as a spare otherwise. With `force`, whatever its
     /// superblock says of another array is overwritten.
     pub(crate) async fn add(self: &Arc<Self>, device: Arc<dyn Device>, force: bool) -> Result<Added> {
-        let _one_at_a_time = self.commands.lock().await;
-        let _entered = self.enter()?;
-        self.refuse_if_unwritable()?;
+        let _turn = self.turn().await?;
         // Under the mutex: a superblock that is being written could look damaged.
         let mut meta = self.meta.lock().await;
         let former = self.look_at(device.as_ref(), force).await?;
@@ -101,7 +109,7 @@ impl Inner {
         let member = self.prepare_member(device).await?;
         self.enlist(&mut meta, &member, |roster| roster.idle.push(Arc::clone(&member))).await?;
         if let Some(slot) = self.roster().vacancy() {
-            self.seat(&mut meta, &member, slot).await?;
+            self.seat(&mut meta, &member, slot, false).await?;
             return Ok(Added::Rebuilding(slot.0));
         }
         self.tell(Event::MemberAdded { slot: None, path: member.device.name().to_owned() });
@@ -110,9 +118,7 @@ impl Inner {
 
     /// Takes a device in that is to hold what a member holds, and take over from it then.
     pub(crate) async fn replace(self: &Arc<Self>, name: &MemberName, device: Arc<dyn Device>) -> Result<()> {
-        let _one_at_a_time = self.commands.lock().await;
-        let _entered = self.enter()?;
-        self.refuse_if_unwritable()?;
+        let _turn = self.turn().await?;
         let leaving = self.find(name)?;
         let slot = leaving.slot().filter(|_| leaving.is_in_sync());
         let slot = slot.ok_or_else(|| Error::NotReplaceable { device: leaving.device.name().to_owned() })?;
@@ -123,7 +129,7 @@ impl Inner {
         self.look_at(device.as_ref(), false).await?;
         let member = self.prepare_member(device).await?;
         self.enlist(&mut meta, &member, |roster| {
-            member.take_slot(slot, 0, false);
+            member.take_slot(slot, false);
             // One that failed before is let go.
             let former = roster.seats[slot.0].replacement.replace(Arc::clone(&member));
             roster.idle.extend(former);
@@ -143,7 +149,7 @@ impl Inner {
         }
         let mut meta = self.meta.lock().await;
         let Some((slot, spare)) = wanted(&self.roster()) else { return Ok(false) };
-        self.seat(&mut meta, &spare, slot).await?;
+        self.seat(&mut meta, &spare, slot, false).await?;
         self.tell(Event::SpareTookOver { slot: slot.0, path: spare.device.name().to_owned() });
         Ok(true)
     }
@@ -234,9 +240,12 @@ impl Inner {
     /// Checks that a device may join.
     async fn look_at(&self, device: &dyn Device, force: bool) -> Result<Option<Former>> {
         let roster = self.roster();
+        let twice = |member: &Arc<Member>| Error::MemberTwice {
+            device: device.name().to_owned(),
+            other: member.device.name().to_owned(),
+        };
         if let Some(member) = roster.enlisted().find(|member| member.device.name() == device.name()) {
-            let (device, other) = (device.name().to_owned(), member.device.name().to_owned());
-            return Err(Error::MemberTwice { device, other });
+            return Err(twice(member));
         }
         let like = pattern(&roster)?;
         let needed = like.data_start() + roster.size * SECTOR;
@@ -254,13 +263,10 @@ impl Inner {
             return if force { Ok(None) } else { Err(Error::OtherArray { device, array }) };
         }
         let same = |member: &&Arc<Member>| {
-            !member.is_faulty()
-                && member.number() == found.dev_number
-                && member.superblock.device == found.device
+            member.number() == found.dev_number && member.superblock.device == found.device
         };
-        if let Some(member) = roster.all().find(same) {
-            let (device, other) = (device.name().to_owned(), member.device.name().to_owned());
-            return Err(Error::MemberTwice { device, other });
+        if let Some(member) = roster.enlisted().find(same) {
+            return Err(twice(member));
         }
         let records = read_records(device, &found, &bytes[..]).await;
         Ok(Some(Former { superblock: found, records }))
@@ -271,7 +277,7 @@ impl Inner {
     fn returns(&self, meta: &Meta, former: &Former) -> Option<Slot> {
         let (its, roster) = (&former.superblock, self.roster());
         let Role::Active(slot) = its.own_role() else { return None };
-        let is_vacant = roster.seats.get(slot.0).is_some_and(|seat| !seat.all().any(|one| one.is_written()));
+        let is_vacant = roster.seats.get(slot.0).is_some_and(Seat::is_vacant);
         let is_its_number = roster.roles().get(its.dev_number as usize) == Some(&Role::Faulty)
             && !roster.enlisted().any(|member| member.number() == its.dev_number);
         let held_all = its.holds_everything();
@@ -297,19 +303,7 @@ impl Inner {
         let member = Arc::new(Member::join(device, superblock, None, &records).await?);
         // Not as one that lags: the others hear of it first. Its records go on counting.
         meta.sequences.insert(member.number(), records.sequence);
-        self.enlist(meta, &member, |roster| {
-            // Its former self is let go: from here on this is the one.
-            roster.idle.retain(|one| one.number() != member.number());
-            let seat = &mut roster.seats[slot.0];
-            let former = seat.member.replace(Arc::clone(&member));
-            roster.idle.extend(former.filter(|one| one.number() != member.number()));
-            roster.stale.retain(|(stale, _)| *stale != slot);
-            member.take_slot(slot, 0, true);
-        })
-        .await?;
-        self.tell(Event::MemberAdded { slot: Some(slot.0), path: member.device.name().to_owned() });
-        self.vacancy.notify_one();
-        Ok(())
+        self.seat(meta, &member, slot, true).await
     }
 
     /// Makes a device look like a member, but for its superblock.
@@ -372,18 +366,25 @@ impl Inner {
         member.device.write(start, Bytes::from(pages), Durability::Stable).await
     }
 
-    /// Gives a spare a slot; whoever held it before is kept aside.
-    async fn seat(self: &Arc<Self>, meta: &mut Meta, spare: &Arc<Member>, slot: Slot) -> Result<()> {
-        self.enlist(meta, spare, |roster| {
-            roster.idle.retain(|one| !Arc::ptr_eq(one, spare));
-            let seat = &mut roster.seats[slot.0];
-            let former = seat.member.replace(Arc::clone(spare));
-            roster.idle.extend(former);
+    /// Gives a member a slot, to be filled by bitmap or wholly. Whoever held it before is kept aside, but for the
+    /// member's own former self: from here on this is the one.
+    async fn seat(
+        self: &Arc<Self>,
+        meta: &mut Meta,
+        member: &Arc<Member>,
+        slot: Slot,
+        by_bitmap: bool,
+    ) -> Result<()> {
+        let is_other = |one: &Arc<Member>| one.number() != member.number();
+        self.enlist(meta, member, |roster| {
+            roster.idle.retain(is_other);
+            let former = roster.seats[slot.0].member.replace(Arc::clone(member));
+            roster.idle.extend(former.filter(is_other));
             roster.stale.retain(|(stale, _)| *stale != slot);
-            spare.take_slot(slot, 0, false);
+            member.take_slot(slot, by_bitmap);
         })
         .await?;
-        self.tell(Event::MemberAdded { slot: Some(slot.0), path: spare.device.name().to_owned() });
+        self.tell(Event::MemberAdded { slot: Some(slot.0), path: member.device.name().to_owned() });
         self.vacancy.notify_one();
         Ok(())
     }

@@ -432,16 +432,16 @@ impl Inner {
     /// Writes the bad-block logs whose lists have changed. A member whose list does not fit is taken out.
     async fn write_bad_blocks(&self, meta: &mut Meta, roster: &Roster) -> Result<()> {
         for member in roster.written() {
-            let (listed, version) = member.listed();
             let known = meta.written.get(&member.number()).map_or(0, |written| written.bad);
+            if member.bad_version() == known {
+                continue;
+            }
             let (Some((at, room)), Some(log)) =
                 (member.superblock.bad_block_log_area(), member.superblock.bad_block_log)
             else {
                 continue;
             };
-            if version == known {
-                continue;
-            }
+            let (listed, version) = member.listed();
             let bytes = badblocks::encode(&listed, member.superblock.data_start(), log.shift, room);
             let outcome = match bytes {
                 Some(bytes) => member.device.write(at, Bytes::from(bytes), Durability::Stable).await,

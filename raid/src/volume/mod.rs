@@ -5,7 +5,7 @@
 //! - *Dirty before data.* The bits of the regions a write touches, and the superblocks' "active", are durable on all
 //!   live members before its data is submitted (`metadata::prepare`). A write into a region that is dirty already
 //!   costs no bitmap I/O and no await; concurrent writers to new regions share one bitmap write.
-//! - *One writer a place.* Writes, resync and read repair hold a range lock over what they change (`range_lock`), so
+//! - *One writer a place.* Writes, resync, rebuild, scrub and read repair hold a range lock over what they change (`range_lock`), so
 //!   overlapping writes reach all legs in one order.
 //! - *Failures before acknowledgements.* A leg that failed is recorded on the survivors, durably, before any write or
 //!   flush that it missed is acknowledged, and all later ones wait for that (`metadata::recorded`).
@@ -21,10 +21,11 @@
 //!
 //! Lock order: range lock → metadata mutex → plain mutexes (never held over an await).
 //!
-//! Hot-path cost. *Read* within a chunk: two atomic loads, one boxed future, then the member's read straight into the
-//! caller's buffer; no lock. A read over several chunks splits that buffer (no copy) and reads its parts at once. *Write*
-//! into a dirty region: one task and one oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each,
-//! and a future a leg; the payload is shared between legs, not copied.
+//! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, one atomic load, one boxed future, then the
+//! member's read straight into the caller's buffer; no lock. A read over several chunks splits that buffer (no copy) and
+//! reads its parts at once. *Write* into a dirty region: a counter and three looks at the roster, one task and one
+//! oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each, and a future a leg; the payload is shared
+//! between legs, not copied.
 
 mod assemble;
 mod grow;

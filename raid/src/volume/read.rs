@@ -109,7 +109,7 @@ impl Inner {
                     let start = (piece.at - whole.at) as usize;
                     wanted[start..start + good.len()].copy_from_slice(&good);
                 }
-                Err(_) if piece.len > SECTOR => left.extend(piece.halves()),
+                Err(_) if piece.len > SECTOR => left.extend(piece.halves(SECTOR)),
                 Err(failure) if piece.at < span.at + span.len && span.at < piece.at + piece.len => {
                     return Err(failure);
                 }

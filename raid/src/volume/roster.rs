@@ -24,6 +24,11 @@ impl Seat {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.member.iter().chain(&self.replacement)
     }
+
+    /// Whether nobody fills or holds it.
+    pub(crate) fn is_vacant(&self) -> bool {
+        !self.all().any(|member| member.is_written())
+    }
 }
 
 /// The members of an array at some moment.
@@ -115,8 +120,7 @@ impl Roster {
 
     /// A slot that nobody fills or holds, if there is one.
     pub(crate) fn vacancy(&self) -> Option<Slot> {
-        let vacant = |seat: &Seat| !seat.all().any(|member| member.is_written());
-        self.seats.iter().position(vacant).map(Slot)
+        self.seats.iter().position(Seat::is_vacant).map(Slot)
     }
 
     /// A spare, if there is one.

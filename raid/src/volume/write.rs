@@ -156,7 +156,7 @@ impl Inner {
             }
             at = to;
         }
-        for range in bad.within(&(0..u64::MAX)) {
+        for range in bad.iter() {
             if !self.list_bad(leg.member, range) {
                 return false;
             }
@@ -244,7 +244,7 @@ fn zero_legs(roster: &Roster, at: u64, len: u64) -> Vec<Leg<'_>> {
     let mut legs = Vec::new();
     for (seat, set) in roster.seats.iter().zip(ranges) {
         for member in seat.all().filter(|member| member.is_written()) {
-            legs.extend(set.within(&(0..u64::MAX)).into_iter().map(|range| {
+            legs.extend(set.iter().map(|range| {
                 let len = range.end - range.start;
                 Leg { member, of: None, at: range.start, len, data: None }
             }));

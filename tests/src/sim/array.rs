@@ -3,7 +3,7 @@
 use super::bugs::{Buggy, Plant};
 use super::clients::Witness;
 use super::disk::{SimDisk, SimDiskOptions};
-use super::executor::{Moment, PowerCut, Sim};
+use super::executor::{CutStyle, Moment, PowerCut, Sim};
 use super::rng::{Rng, scramble};
 use super::surface::SECTOR;
 use parking_lot::Mutex;
@@ -292,6 +292,20 @@ impl Rig {
         self.sets.iter().all(|set| set.iter().any(|slot| slots.contains(slot)))
     }
 
+    /// A boot is over: the power goes in this style, if it has not yet, and the model is asked.
+    pub fn end<T>(&self, outcome: &Result<T, PowerCut>, style: CutStyle) {
+        let killed = style == CutStyle::ProcessKilled;
+        if outcome.is_ok() {
+            self.sim.cut_now();
+        }
+        if killed {
+            self.witness.process_killed();
+        } else {
+            self.witness.power_cut();
+        }
+        self.witness.judge();
+    }
+
     /// The power goes, wherever it is.
     pub fn cut(&self) {
         self.sim.cut_now();
@@ -331,17 +345,4 @@ pub fn in_sync(disks: &[Arc<SimDisk>], status: &Status) -> Holders {
 
 async fn create_on(rig: &Rig, options: &CreateOptions) -> raid::Result<()> {
     create(&rig.plug(&rig.slots()), options, &*rig.sim.runtime()).await.map(drop)
-}
-
-/// Takes a cut of the power in stride: tells the witness, and says whether it came.
-pub fn cut_came<T>(outcome: &Result<T, PowerCut>, witness: &Witness, killed: bool) -> bool {
-    if outcome.is_ok() {
-        return false;
-    }
-    if killed {
-        witness.process_killed();
-    } else {
-        witness.power_cut();
-    }
-    true
 }
