@@ -8,6 +8,7 @@
 
 use raid::device::Device;
 use raid::error::Operation;
+use raid::event::Event;
 use raid::geometry::Layout;
 use raid::status::MemberState;
 use raid::volume::Volume;
@@ -277,6 +278,29 @@ fn the_same_seed_is_the_same_run() {
     for seed in 0..10 {
         assert_eq!(trace(seed), trace(seed), "seed {seed} ran differently the second time");
     }
+}
+
+/// What was never written need not be made equal before it is used; so nobody is told of a resync again and again.
+#[test]
+fn a_new_array_is_left_alone_until_it_is_used() {
+    let rig = Rig::create(shape(Layout::near(2), 2, SimDiskOptions::default(), false), 1);
+    let resyncs = |used: bool| {
+        let started = rig.sim.block_on(async {
+            let volume = rig.assemble(rig.plug(&[0, 1])).await.unwrap();
+            let mut events = volume.events();
+            if used {
+                rig.witness.step(&*volume, Step::Write(0, 8)).await;
+            }
+            rig.sim.runtime().sleep(Duration::from_secs(60)).await;
+            let told = std::iter::from_fn(|| events.try_recv().ok());
+            let started = told.filter(|event| matches!(event, Event::ResyncStarted { .. })).count();
+            volume.stop().await.unwrap();
+            started
+        });
+        started.unwrap()
+    };
+    assert_eq!(resyncs(false), 0);
+    assert_eq!(resyncs(true), 1);
 }
 
 #[test]

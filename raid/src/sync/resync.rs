@@ -15,7 +15,7 @@ use crate::event::Event;
 use crate::geometry::Span;
 use crate::member::Member;
 use crate::superblock::SECTOR;
-use crate::volume::{BLOCK, Inner, Verdict};
+use crate::volume::{BLOCK, Inner, RangeSet, Verdict};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use std::ops::Range;
@@ -32,11 +32,14 @@ pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
     if !inner.any_unsynced.load(Ordering::Acquire) {
         return Ok(());
     }
-    let total = inner.unsynced.lock().len();
+    let total = due(inner).len();
+    if total == 0 {
+        return Ok(());
+    }
     let running = inner.progress.resync.begin(inner.runtime.now(), total, 0);
     let mut pace = Pace::new(inner);
     inner.tell(Event::ResyncStarted { total });
-    let (mut from, mut outcome) = (0, Ok(()));
+    let (mut from, mut done, mut outcome) = (0, 0, Ok(()));
     loop {
         let next = inner.unsynced.lock().next(from);
         let Some(next) = next else { break };
@@ -44,7 +47,6 @@ pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
         from = window.end;
         let bytes = window.end - window.start;
         if inner.untouched.covers(&window) {
-            // Nobody misses what was never written. It is made equal when it is, or when it is read.
             continue;
         }
         match equalise_window(inner, window).await {
@@ -55,7 +57,8 @@ pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
             }
             Ok(()) => {}
         }
-        running.advance(total.saturating_sub(inner.unsynced.lock().len()));
+        done += bytes;
+        running.advance(done.min(total));
         pace.took(inner, bytes).await;
     }
     drop(running);
@@ -64,6 +67,16 @@ pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
         Err(failure) => Event::ResyncStopped { cause: failure.to_string() },
     });
     outcome
+}
+
+/// What is to be made equal without anybody asking: nobody misses what was never written, and it is made equal when it
+/// is, or when it is read.
+fn due(inner: &Inner) -> RangeSet {
+    let mut due = inner.unsynced.lock().clone();
+    for range in inner.untouched.ranges() {
+        due.remove(&range);
+    }
+    due
 }
 
 /// Makes the copies of a range equal, and as much around it as makes whole windows.
