@@ -190,6 +190,7 @@ impl Client {
 
     /// Sends a request's header with everything chosen.
     pub fn ask(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
+        let length = length.into();
         self.send(&Request { flags, command: command.into(), cookie, offset, length });
     }
 

@@ -453,7 +453,7 @@ fn ask(
     let is_flush = command == 3;
     let (offset, length) = if is_flush { (0, 0) } else { (DIARY + block * BLOCK as u64, BLOCK as u32) };
     let mut bytes = Vec::new();
-    Request { flags, command: command.into(), cookie: 7, offset, length }.encode(&mut bytes);
+    Request { flags, command: command.into(), cookie: 7, offset, length: length.into() }.encode(&mut bytes);
     bytes.extend_from_slice(data);
     stream.write_all(&bytes)?;
     let mut header = [0; SIMPLE_REPLY_LEN];

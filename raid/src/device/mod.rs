@@ -24,6 +24,7 @@ use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;
 use bytes::{Bytes, BytesMut};
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// An operation of a device under way.
@@ -60,6 +61,24 @@ pub struct Piece {
     pub len: u64,
 }
 
+/// A run of bytes that is stored in one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// Nothing is stored there, and it reads as zeroes for sure. Else it is data, or nothing is known of it.
+    pub hole: bool,
+}
+
+/// Puts extents behind each other; neighbours of one kind become one.
+pub fn push_extent(extents: &mut Vec<Extent>, next: Extent) {
+    match extents.last_mut() {
+        _ if next.len == 0 => {}
+        Some(last) if last.hole == next.hole => last.len += next.len,
+        _ => extents.push(next),
+    }
+}
+
 /// A block device. Object-safe: layers hold `Arc<dyn Device>` and stack.
 pub trait Device: Send + Sync + 'static {
     /// What to call it in messages: a path, or a volume's name.
@@ -91,6 +110,38 @@ pub trait Device: Send + Sync + 'static {
     /// simulated disk, say), and then [`Device::read`] is the way. The pieces hold good, current data at the
     /// time of the call; whoever may overwrite the range must be held off by the caller's own lease.
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
+
+    /// How a range is stored, from `at` on: at least one extent unless the range is empty, in order, each of another
+    /// kind than the one before, all within the range. They may end before the range does: the work of one call is
+    /// bounded. Without knowledge everything is data, which is always safe to say.
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        let all = check_range(Operation::Read, at, len, self.size());
+        let all = all.map(|()| Vec::from_iter((len > 0).then_some(Extent { len, hole: false })));
+        Box::pin(async { all })
+    }
+
+    /// The parts of a range that are known to read as zeroes without a look at any device, in order and apart from each
+    /// other. Reads ask this each time: it costs no system call. Without such knowledge there are none.
+    fn blank(&self, _at: u64, _len: u64) -> Vec<Range<u64>> {
+        Vec::new()
+    }
+
+    /// Brings a range into the page cache, or as much of it as is reasonable; it need not be there when this is done.
+    /// Advice: where there is no such cache there is nothing to do.
+    fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
+        let checked = check_range(Operation::Read, at, len, self.size());
+        Box::pin(async { checked })
+    }
+
+    /// Whether [`Device::write_zeroes`] is known to be faster than writing zeroes. Devices that do not know say no.
+    fn zeroes_fast(&self, _mode: ZeroMode) -> BoxFuture<'_, bool> {
+        Box::pin(async { false })
+    }
+
+    /// Whether it is known to be a rotating disk, or to lie on one.
+    fn is_rotational(&self) -> bool {
+        false
+    }
 }
 
 /// Refuses a range that reaches past `size`, without overflow for any input.

@@ -1,8 +1,9 @@
 //! The Network Block Device protocol: any [`Device`](crate::device::Device) served to any NBD client.
 //!
-//! The specification (`doc/proto.md` of the `NetworkBlockDevice` project) is the authority; what is spoken of it:
-//! fixed newstyle negotiation (`EXPORT_NAME`, `ABORT`, `LIST`, `INFO`, `GO`), simple replies, and the commands `READ`,
-//! `WRITE`, `FLUSH`, `TRIM`, `WRITE_ZEROES`, `DISC` with `FUA` and `NO_HOLE`, over many connections at once.
+//! The specification (`doc/proto.md` of the `NetworkBlockDevice` project, and its extension of extended headers) is the
+//! authority; what is spoken of it: fixed newstyle negotiation; simple, structured and extended replies; the metadata
+//! context `base:allocation`; the commands `READ`, `WRITE`, `FLUSH`, `TRIM`, `CACHE`, `WRITE_ZEROES`, `BLOCK_STATUS` and
+//! `DISC` with all their flags, over many connections at once. Not spoken: `RESIZE`, which no client speaks.
 //!
 //! The rooms, in reading order:
 //!
@@ -18,5 +19,5 @@ pub mod server;
 pub mod transmission;
 pub mod wire;
 
-pub use handshake::{Export, Exports};
+pub use handshake::{Export, Exports, Session, Tls};
 pub use server::{Address, Limits, Listeners, Server};

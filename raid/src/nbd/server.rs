@@ -9,7 +9,7 @@
 //! - A TCP address off loopback is refused unless the caller says in so many words that plain text may leave the machine.
 //! - [`Server::stop`] returns when no operation of any connection is under way any more.
 
-use super::handshake::{Export, Exports, Handshake, Progress, Refused};
+use super::handshake::{Exports, Handshake, Progress, Refused, Session, Tls};
 use super::transmission::{self, Pool, Timing};
 use crate::error::{Error, Result};
 use crate::socket::UnixListener;
@@ -260,19 +260,19 @@ where
         negotiated = haggling => negotiated,
         _ = stopping.wait_for(|stop| *stop) => return,
     };
-    let (export, input) = match negotiated {
+    let (session, input) = match negotiated {
         Ok(Ok(Some(negotiated))) => negotiated,
         Ok(Ok(None)) => return,
         Ok(Err(refused)) => return tracing::debug!("NBD handshake refused: {refused}"),
         Err(_) => return tracing::debug!("NBD handshake took too long"),
     };
-    tracing::debug!(export = export.name, "NBD client connected");
+    tracing::debug!(export = session.export.name, style = ?session.style, "NBD client connected");
     let stop = Box::pin(async move {
         // The sender goes only with the server: the end of both is the same to a connection.
         drop(stopping.wait_for(|stop| *stop).await);
     });
     let (pool, timing) = (Arc::clone(&house.pool), house.limits.timing);
-    let ended = transmission::run(&mut stream, input, export, pool, timing, stop).await;
+    let ended = transmission::run(&mut stream, input, session, pool, timing, stop).await;
     tracing::debug!("NBD client gone: {ended}");
     // What could be sent has been sent; a peer that is gone already does not mind.
     if let Err(error) = stream.shutdown().await {
@@ -284,12 +284,12 @@ where
 async fn negotiate<S>(
     stream: &mut S,
     exports: &Exports,
-) -> std::result::Result<Option<(Arc<Export>, BytesMut)>, Refused>
+) -> std::result::Result<Option<(Session, BytesMut)>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut input, mut output) = (BytesMut::with_capacity(HANDSHAKE_RECEIVE), BytesMut::new());
-    let mut handshake = Handshake::start(exports.clone(), &mut output);
+    let mut handshake = Handshake::start(exports.clone(), Tls::Off, &mut output);
     loop {
         let progress = handshake.advance(&mut input, &mut output);
         // What a refused client had been answered before is sent all the same.
@@ -298,8 +298,8 @@ where
         }
         match progress? {
             Progress::More => {}
-            Progress::Chosen(export) => return Ok(Some((export, input))),
-            Progress::Goodbye => return Ok(None),
+            Progress::Chosen(session) => return Ok(Some((session, input))),
+            Progress::StartTls | Progress::Goodbye => return Ok(None),
         }
         input.reserve(HANDSHAKE_RECEIVE);
         match stream.read_buf(&mut input).await {

@@ -1,0 +1,246 @@
+//! The transmission phase of one connection: requests in, replies out.
+//!
+//! One task drives everything of a connection: it receives, starts operations, collects those that completed, and
+//! sends. Cost: a receive brings as many requests as the client has sent (one `recv` into 128 KiB), each operation is
+//! polled once where it stands (a cached read is answered without leaving the thread), and all replies that are ready
+//! leave in one `writev`. Small payloads stay where they were received; large ones are received into their own
+//! page-aligned buffer. No locks; one boxed future a request. A reply's payload is the buffer the device filled.
+//!
+//! The rooms, in the order in which a request passes them: `receive` (bytes become requests), `admit` (the one check),
+//! `memory` (what a request takes), `execute` (what the device is asked), `reply` (its bytes in each style), `send`.
+//!
+//! Invariants:
+//!
+//! - A request is validated once, before anything is taken for it (`admit`).
+//! - Memory is taken before a payload is received or a read is started, and given back when the reply has been sent:
+//!   [`PRIVATE_BYTES`] of its own for each connection, so that it goes on whatever others do, and beyond that from the
+//!   [`Pool`] that all share, [`SHARED_BYTES_PER_CONNECTION`] at most.
+//! - A reply's header is sent only when its outcome is settled, payload included.
+//! - Once replies in chunks were negotiated, every reply is made of chunks.
+//! - The payload of a refused request is drained; one too long for that ends the connection.
+//! - Operations that have been started run to their end, whatever becomes of the client: the task lives until then.
+//! - A client that does not take its replies blocks itself only. If others wait for the memory it holds, or it has
+//!   sent its last request, and it has taken nothing for [`Timing::stall`], it is disconnected.
+
+mod admit;
+mod execute;
+mod memory;
+mod receive;
+mod reply;
+mod send;
+
+pub use memory::{PRIVATE_BYTES, Pool, SHARED_BYTES_PER_CONNECTION};
+
+use super::handshake::Session;
+use super::wire::Malformed;
+use crate::runtime::BoxFuture;
+use admit::Admitted;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use memory::{Lease, Purse};
+use receive::Receiving;
+use reply::{Reply, To};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+/// Requests of one connection that may be in flight, replies not yet sent included.
+pub const MAX_REQUESTS: usize = 256;
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// A client that takes no reply for so long while others wait for memory, or after its last request, is
+    /// disconnected.
+    pub stall: Duration,
+    /// After the stop was announced, a client has so long to take its last replies.
+    pub drain: Duration,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The client sent `DISC` or closed its end between requests.
+    #[error("the client disconnected")]
+    ByClient,
+    /// The client vanished in the middle of something.
+    #[error("the connection broke: {0}")]
+    Broken(std::io::ErrorKind),
+    /// The bytes are not the protocol's.
+    #[error("not a request: {0}")]
+    Malformed(#[from] Malformed),
+    /// A refused request with more payload than is worth draining.
+    #[error("a payload of {0} bytes")]
+    AbsurdPayload(u64),
+    /// The client did not take its replies while others waited.
+    #[error("the client did not take its replies")]
+    Stalled,
+    /// The server stopped.
+    #[error("the server stopped")]
+    Stopped,
+}
+
+/// Serves a session on a connection whose handshake is done; `input` is what was received beyond it. `stop` completes
+/// when the server is to end. Returns when everything that was started has ended.
+pub async fn run<S>(
+    stream: &mut S,
+    input: BytesMut,
+    session: Session,
+    pool: Arc<Pool>,
+    timing: Timing,
+    stop: BoxFuture<'static, ()>,
+) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut connection = Connection {
+        stream,
+        session,
+        purse: Purse::new(pool),
+        timing,
+        stop: Some(stop),
+        deadline: None,
+        stall: None,
+        receiving: Receiving::Header,
+        input,
+        drained: false,
+        eof: false,
+        running: FuturesUnordered::new(),
+        replies: VecDeque::new(),
+        sent: 0,
+        total_sent: 0,
+        unflushed: false,
+        broken: None,
+    };
+    std::future::poll_fn(|cx| connection.poll(cx)).await
+}
+
+struct Connection<'a, S> {
+    stream: &'a mut S,
+    session: Session,
+    purse: Purse,
+    timing: Timing,
+    /// Completes when the server is to end; `None` once it has.
+    stop: Option<BoxFuture<'static, ()>>,
+    /// Runs from the stop on: when the client's time is up.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Runs while replies do not move, and what `total_sent` was when it was set.
+    stall: Option<(Pin<Box<Sleep>>, u64)>,
+    receiving: Receiving,
+    /// Received and not yet understood.
+    input: BytesMut,
+    /// The socket had nothing more when last asked.
+    drained: bool,
+    /// The client has closed its sending end.
+    eof: bool,
+    /// Operations under way.
+    running: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// Replies to be sent, oldest first.
+    replies: VecDeque<Reply>,
+    /// Bytes of `replies[0]` that have been sent; less than its length.
+    sent: usize,
+    /// Bytes sent since the beginning.
+    total_sent: u64,
+    /// The stream may hold back what it was given: under TLS, a record.
+    unflushed: bool,
+    /// The client can no longer be reached; what runs is waited for.
+    broken: Option<Ended>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+    /// Goes round until nothing moves: every part registers its waker when it cannot go on.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.poll_stop(cx);
+        loop {
+            let mut moved = false;
+            while let Poll::Ready(Some(reply)) = self.running.poll_next_unpin(cx) {
+                self.replies.push_back(reply);
+                moved = true;
+            }
+            moved |= self.start_requests(cx);
+            moved |= self.poll_send(cx);
+            moved |= self.poll_receive(cx);
+            if let Some(ended) = self.finished() {
+                return Poll::Ready(ended);
+            }
+            if !moved {
+                self.poll_stall(cx);
+                // The stall may just have broken the connection, with nothing left to wait for.
+                return self.finished().map_or(Poll::Pending, Poll::Ready);
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.is_none()
+    }
+
+    fn poll_stop(&mut self, cx: &mut Context<'_>) {
+        if self.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready()) {
+            self.stop = None;
+            self.deadline = Some(Box::pin(tokio::time::sleep(self.timing.drain)));
+        }
+        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            self.deadline = None;
+            self.abandon(Ended::Stopped);
+        }
+    }
+
+    /// The client is out of reach: no more requests, no more replies.
+    fn abandon(&mut self, ended: Ended) {
+        self.replies.clear();
+        self.sent = 0;
+        self.unflushed = false;
+        self.purse.stop_waiting();
+        self.receiving = Receiving::Closed(ended.clone());
+        self.broken.get_or_insert(ended);
+    }
+
+    /// How it ended, if nothing is left to do.
+    fn finished(&self) -> Option<Ended> {
+        if !self.running.is_empty() || !self.replies.is_empty() || self.unflushed {
+            return None;
+        }
+        match &self.receiving {
+            _ if self.broken.is_some() => self.broken.clone(),
+            Receiving::Closed(ended) => Some(ended.clone()),
+            Receiving::Header if self.stopping() && self.drained => Some(Ended::Stopped),
+            _ => None,
+        }
+    }
+
+    /// Starts an operation. One that completes at once never becomes a task.
+    fn start(&mut self, cx: &mut Context<'_>, admitted: Admitted, payload: Bytes, to: To, lease: Lease) {
+        let device = Arc::clone(&self.session.export.device);
+        let mut operation: BoxFuture<'static, Reply> =
+            Box::pin(execute::execute(device, admitted, payload, to, lease));
+        match operation.as_mut().poll(cx) {
+            Poll::Ready(reply) => self.replies.push_back(reply),
+            Poll::Pending => self.running.push(operation),
+        }
+    }
+
+    /// Called when nothing moves: watches clients that do not take their replies.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) {
+        if self.replies.is_empty() && !self.unflushed {
+            return;
+        }
+        let (limit, now) = (self.timing.stall, Instant::now());
+        let total_sent = self.total_sent;
+        let (timer, before) =
+            self.stall.get_or_insert_with(|| (Box::pin(tokio::time::sleep(limit)), total_sent));
+        while timer.as_mut().poll(cx).is_ready() {
+            let matters = self.purse.contended() || matches!(self.receiving, Receiving::Closed(_));
+            if *before == total_sent && matters {
+                self.abandon(Ended::Stalled);
+                return;
+            }
+            *before = total_sent;
+            timer.as_mut().reset(now + limit);
+        }
+    }
+}
