@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod clients;
+pub mod md;
 pub mod nbd;
 pub mod process;
 pub mod sim;

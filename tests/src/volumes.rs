@@ -69,12 +69,24 @@ impl Served {
 /// Writes `size` bytes to `path`, no two sectors of which are equal, nor equal to a sector of another `seed`.
 pub fn pattern(path: &Path, size: u64, seed: u64) {
     let mut out = BufWriter::new(std::fs::File::create(path).expect("the sandbox can be written"));
-    for word in 0..size / 8 {
-        // Odd multipliers mix without losing anything: equal words only for equal (word, seed).
-        let mixed = (word ^ seed.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        out.write_all(&mixed.to_le_bytes()).expect("the sandbox has room");
+    for word in words(size, seed) {
+        out.write_all(&word).expect("the sandbox has room");
     }
     out.flush().expect("the sandbox has room");
+}
+
+/// The bytes that [`pattern`] writes.
+#[must_use]
+pub fn patterned(size: u64, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size as usize);
+    words(size, seed).for_each(|word| bytes.extend_from_slice(&word));
+    bytes
+}
+
+fn words(size: u64, seed: u64) -> impl Iterator<Item = [u8; 8]> {
+    // Odd multipliers mix without losing anything: equal words only for equal (word, seed).
+    let mixed = move |word: u64| (word ^ seed.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (0..size / 8).map(move |word| mixed(word).to_le_bytes())
 }
 
 /// The SHA-256 of the first `size` bytes of a file, in hexadecimal.

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+use tests::md::{blank, guest, members};
 use tests::process::{Sandbox, left_out, succeed};
 use tests::vm::{boot, drives, results};
 use tests::volumes::{Served, create, pattern, sha256};
@@ -13,17 +14,6 @@ use tests::volumes::{Served, create, pattern, sha256};
 const LIMIT: Duration = Duration::from_secs(600);
 /// The data area holds 115 chunks and a bit: no multiple of two or three, so that md's rounding shows.
 const MEMBER: u64 = (1 << 20) + 115 * (64 << 10) + 4096;
-
-/// Images for an array of `n` members: `NAME-0` and so on.
-fn members(sandbox: &Sandbox, name: &str, n: usize) -> Vec<PathBuf> {
-    (0..n).map(|slot| sandbox.join(format!("{name}-{slot}"))).collect()
-}
-
-/// md's drives of an array, as the guest's shell names them.
-fn guest(name: &str, n: usize) -> String {
-    let names: Vec<String> = (0..n).map(|slot| format!("/dev/drive/{name}-{slot}")).collect();
-    names.join(" ")
-}
 
 fn examine(sandbox: &Sandbox, member: &Path) -> String {
     succeed(sandbox.command("mdadm").arg("--examine").arg(member))
@@ -66,8 +56,7 @@ fn exchange(layout: &str, ours: &[usize], theirs: &[usize]) {
     }
     for &n in theirs {
         for image in members(&sandbox, &format!("md{n}"), n) {
-            let file = std::fs::File::create_new(&image).expect("the sandbox can be written");
-            file.set_len(MEMBER).expect("the image is sparse");
+            blank(&image, MEMBER);
             images.push(image);
         }
     }
@@ -78,7 +67,7 @@ fn exchange(layout: &str, ours: &[usize], theirs: &[usize]) {
 
     let mut script = String::new();
     for &n in ours {
-        let mine = guest(&format!("ours{n}"), n);
+        let mine = guest(&members(&sandbox, &format!("ours{n}"), n));
         write!(
             script,
             "/tools/mdadm --assemble /dev/md{n} {mine}\n\
@@ -92,7 +81,7 @@ fn exchange(layout: &str, ours: &[usize], theirs: &[usize]) {
         .expect("a String takes all");
     }
     for &n in theirs {
-        let drives = guest(&format!("md{n}"), n);
+        let drives = guest(&members(&sandbox, &format!("md{n}"), n));
         write!(
             script,
             "/tools/mdadm --create /dev/md1{n} --run --homehost=any --name=md{n} --metadata=1.2 --level=10 \

@@ -1,13 +1,12 @@
 //! Unclean arrays, exchanged with the real md in a virtual machine: what one left half-way the other makes equal, and
 //! only where the bitmap says so; and what md's bad-block log says is bad is not read here.
 
-use raid::geometry::{Chunk, Geometry};
-use raid::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock};
 use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tests::md::{Legs, blank, guest, members, superblock};
 use tests::process::{Sandbox, eventually, left_out, succeed};
 use tests::vm::{DONE, POWER_CUT, boot, drives, results};
 use tests::volumes::{Served, create, pattern};
@@ -22,63 +21,12 @@ const CLEAN: u64 = 20;
 
 const SHAPES: [(&str, usize); 4] = [("n2", 3), ("n2", 4), ("f2", 3), ("o2", 4)];
 
-fn members(sandbox: &Sandbox, name: &str, n: usize) -> Vec<PathBuf> {
-    (0..n).map(|slot| sandbox.join(format!("{name}-{slot}"))).collect()
-}
-
-fn guest(name: &str, n: usize) -> String {
-    let names: Vec<String> = (0..n).map(|slot| format!("/dev/drive/{name}-{slot}")).collect();
-    names.join(" ")
-}
-
-fn blank(sandbox: &Sandbox, name: &str, n: usize) -> Vec<PathBuf> {
+fn blanks(sandbox: &Sandbox, name: &str, n: usize) -> Vec<PathBuf> {
     let images = members(sandbox, name, n);
     for image in &images {
-        File::create_new(image).and_then(|file| file.set_len(MEMBER)).expect("the sandbox can be written");
+        blank(image, MEMBER);
     }
     images
-}
-
-fn superblock(member: &Path) -> Superblock {
-    let file = File::open(member).expect("the image is there");
-    let mut bytes = [0; SUPER_BYTES];
-    file.read_exact_at(&mut bytes, SUPER_OFFSET).expect("the image holds a superblock");
-    Superblock::decode(&bytes, MEMBER).unwrap_or_else(|e| panic!("{}: {e}", member.display()))
-}
-
-/// An array's images, seen without any engine.
-struct Legs {
-    images: Vec<PathBuf>,
-    geometry: Geometry,
-    start: u64,
-}
-
-impl Legs {
-    fn of(images: &[PathBuf]) -> Self {
-        let superblock = superblock(&images[0]);
-        let geometry = superblock.geometry().expect("it was checked when decoded");
-        Self { images: images.to_vec(), geometry, start: superblock.data_start() }
-    }
-
-    fn read(&self, chunk: u64, copy: usize) -> Vec<u8> {
-        let place = self.geometry.place(Chunk(chunk), copy);
-        let mut bytes = vec![0; CHUNK as usize];
-        let file = File::open(&self.images[place.slot.0]).expect("the image is there");
-        file.read_exact_at(&mut bytes, self.start + place.at.0).expect("the image is whole");
-        bytes
-    }
-
-    /// Makes one copy of a chunk another than its mirror.
-    fn spoil(&self, chunk: u64, copy: usize) {
-        let place = self.geometry.place(Chunk(chunk), copy);
-        let file = File::options().write(true).open(&self.images[place.slot.0]).expect("the image is there");
-        file.write_all_at(&[0xa5; 4096], self.start + place.at.0 + 8192).expect("the image can be written");
-        assert!(!self.agree(chunk));
-    }
-
-    fn agree(&self, chunk: u64) -> bool {
-        (1..self.geometry.copies()).all(|copy| self.read(chunk, copy) == self.read(chunk, 0))
-    }
 }
 
 /// Waits until nothing is being made equal any more, and stops the server.
@@ -106,8 +54,8 @@ fn what_md_left_unclean_is_made_equal_here() {
     let arrays = SHAPES.iter().map(|&(layout, n)| (layout, n, "internal --bitmap-chunk=64K"));
     let arrays: Vec<_> = arrays.chain([("n2", 2, "none")]).collect();
     for (at, (layout, n, bitmap)) in arrays.iter().enumerate() {
-        images.extend(blank(&sandbox, &format!("md{at}"), *n));
-        let drives = guest(&format!("md{at}"), *n);
+        images.extend(blanks(&sandbox, &format!("md{at}"), *n));
+        let drives = guest(&members(&sandbox, &format!("md{at}"), *n));
         write!(
             script,
             "/tools/mdadm --create /dev/md{at} --run --homehost=any --name=md{at} --metadata=1.2 --level=10 \
@@ -125,7 +73,7 @@ fn what_md_left_unclean_is_made_equal_here() {
         )
         .expect("a String takes all");
     }
-    let bad = blank(&sandbox, "bad", 2);
+    let bad = blanks(&sandbox, "bad", 2);
     images.extend(bad.clone());
     // Sectors of the device: the first chunk of its data area.
     write!(script, "/tools/mdadm --create /dev/md20 --run --homehost=any --name=bad --metadata=1.2 --level=10 --layout=n2 \
@@ -137,7 +85,7 @@ fn what_md_left_unclean_is_made_equal_here() {
          dd if=/dev/drive/source of=/dev/md20 bs=64k skip=30 seek=30 count=1 conv=fsync\n\
          echo RESULT bad $(cat /sys/block/md20/md/dev-${{leg##*/}}/bad_blocks)\n\
          /tools/mdadm --stop /dev/md20\n",
-        guest("bad", 2)).expect("a String takes all");
+        guest(&bad)).expect("a String takes all");
     images.push(source.clone());
     let output = boot(&sandbox, &drives(&images), &(script + DONE + &cut + POWER_CUT), LIMIT);
     assert_eq!(results(&output).get("bad"), Some(&"2048 16"), "{output}");
@@ -161,9 +109,9 @@ fn what_md_left_unclean_is_made_equal_here() {
     }
 
     let legs = Legs::of(&bad);
-    let place = legs.geometry.place(Chunk(0), 0);
+    let place = legs.place(0, 0);
     let file = File::options().write(true).open(&bad[place.slot.0]).expect("the image is there");
-    file.write_all_at(&[0xa5; 8192], legs.start + place.at.0).expect("the image can be written");
+    file.write_all_at(&[0xa5; 8192], legs.start() + place.at.0).expect("the image can be written");
     let served = Served::start(&sandbox, &bad, "");
     let dump = sandbox.join("dump");
     served.dump(&dump);
@@ -209,7 +157,7 @@ fn what_we_left_unclean_is_made_equal_by_md() {
         if bitmap.ends_with("none") {
             legs.spoil(CLEAN, 1);
         }
-        images.extend(made);
+        images.extend(made.clone());
         write!(
             script,
             "/tools/mdadm --assemble /dev/md{at} {}\n\
@@ -218,7 +166,7 @@ fn what_we_left_unclean_is_made_equal_by_md() {
              /tools/mdadm --wait /dev/md{at} || true\n\
              echo RESULT mismatches{at} $(cat /sys/block/md{at}/md/mismatch_cnt)\n\
              /tools/mdadm --stop /dev/md{at}\n",
-            guest(&format!("ours{at}"), *n)
+            guest(&made)
         )
         .expect("a String takes all");
     }
