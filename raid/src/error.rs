@@ -5,6 +5,7 @@ use crate::bitmap::BitmapError;
 use crate::geometry::{GeometryError, Layout};
 use crate::superblock::SuperblockError;
 use rustix::io::Errno;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// The result of everything in this crate that can fail.
@@ -74,6 +75,25 @@ pub enum Error {
         len: u64,
         /// What the system said.
         errno: Errno,
+    },
+    /// A member has not answered for so long that it is taken out. What it was asked may still happen.
+    #[error("{device}: {operation} was not answered within {} s", limit.as_secs())]
+    Stalled {
+        /// Path or name of the device.
+        device: String,
+        /// What was asked.
+        operation: Operation,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// What a member was asked before it was taken out may still happen.
+    #[error(
+        "{device} was taken out while it did not answer, and still has not: it cannot be let go or come back before it \
+             has; use another device meanwhile, or start the volume again without it"
+    )]
+    Unanswered {
+        /// The member.
+        device: String,
     },
     /// A file or block device could not be opened.
     #[error("cannot open {device}: {}{}", words(*errno), open_hint(*errno))]
@@ -570,8 +590,10 @@ impl Error {
             | Self::MemberInUse { .. }
             | Self::ScrubRunning { .. }
             | Self::GrowNotInSync { .. }
+            | Self::Unanswered { .. }
             | Self::ReplacedAlready { .. } => Errno::BUSY,
             Self::Stopped { .. } | Self::Gone { .. } => Errno::SHUTDOWN,
+            Self::Stalled { .. } => Errno::TIMEDOUT,
             Self::OutOfBounds { .. }
             | Self::NoDirect { .. }
             | Self::NoMembers

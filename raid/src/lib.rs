@@ -14,7 +14,7 @@
 //! - [`range_set`]: a set of byte positions; pure.
 //! - [`superblock`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`record`]: what md's metadata has no room for, kept beside it, bytes ↔ value; pure.
-//! - [`member`]: a device, its role and its state.
+//! - [`member`], `load`: a device, its role and its state; how busy it is and how fast it answers.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop, filling members, comparing copies.
 //! - [`status`], [`event`], [`orders`]: what a volume says about itself, what it tells as it happens, what it can be told.
@@ -37,6 +37,7 @@ pub mod bitmap;
 pub mod record;
 pub mod superblock;
 
+mod load;
 pub mod member;
 
 pub mod event;

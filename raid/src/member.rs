@@ -16,6 +16,7 @@ use crate::bitmap::BitmapError;
 use crate::device::{Device, buffer};
 use crate::error::{Error, Result};
 use crate::geometry::{MemberOffset, Slot};
+use crate::load::Load;
 use crate::range_set::RangeSet;
 use crate::record::{self, RECORD_BYTES, RECORDS_BYTES, Record};
 use crate::superblock::{Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
@@ -76,6 +77,8 @@ pub struct Member {
     bad_version: AtomicU64,
     read_errors: AtomicU64,
     corrected: AtomicU64,
+    /// How busy it is, and how fast it answers.
+    pub(crate) load: Load,
 }
 
 impl Member {
@@ -134,6 +137,7 @@ impl Member {
             bad_version: AtomicU64::new(0),
             read_errors: AtomicU64::new(0),
             corrected,
+            load: Load::default(),
         }
     }
 

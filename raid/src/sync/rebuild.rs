@@ -16,13 +16,13 @@
 //! write; one buffer, not copied.
 
 use super::Pace;
-use crate::device::{Durability, ZeroMode, buffer};
+use crate::device::{Durability, ZeroMode};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::geometry::{Geometry, MemberOffset, Slot, Span};
 use crate::member::{Member, State};
 use crate::superblock::SECTOR;
-use crate::volume::{Inner, Roster, Seat, Verdict};
+use crate::volume::{Inner, Order, Roster, Seat, Verdict};
 use bytes::BytesMut;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::ops::Range;
@@ -92,8 +92,8 @@ async fn fill(inner: &Arc<Inner>, target: &Arc<Member>, slot: Slot) -> Result<()
 }
 
 async fn flush(inner: &Inner, target: &Arc<Member>) -> Result<()> {
-    let flushed = target.device.flush().await;
-    flushed.map_err(|failure| gone(inner, target, failure))
+    let flushed = inner.ask(target, Order::Flush).await;
+    flushed.map(drop).map_err(|failure| gone(inner, target, failure))
 }
 
 /// A run of the target: what it holds, and where.
@@ -150,13 +150,13 @@ async fn copy(
         parts = rest;
         for part in untouched {
             let at = target.position(MemberOffset(part.at));
-            let zeroed =
-                target.device.write_zeroes(at, part.span.len, ZeroMode::MayPunch, Durability::Cached);
+            let (mode, durability) = (ZeroMode::MayPunch, Durability::Cached);
+            let zeroed = inner.ask(target, Order::Zero { at, len: part.span.len, mode, durability });
             zeroed.await.map_err(|failure| gone(inner, target, failure))?;
         }
     }
     for run in runs(&roster, target, &parts) {
-        match copy_run(target, &run).await {
+        match copy_run(inner, target, &run).await {
             Ok(()) => {}
             Err(Trouble::Target(failure)) => return Err(gone(inner, target, failure)),
             // Piece by piece: what one source cannot read, another may.
@@ -216,26 +216,26 @@ enum Trouble {
     Target(Error),
 }
 
-async fn copy_run(target: &Arc<Member>, run: &Run) -> std::result::Result<(), Trouble> {
+async fn copy_run(inner: &Inner, target: &Arc<Member>, run: &Run) -> std::result::Result<(), Trouble> {
     let Some((source, from)) = &run.source else { return Err(Trouble::Source) };
-    let read = source.device.read(*from, buffer(run.len() as usize)).await;
+    let read = inner.ask(source, Order::Read { at: *from, len: run.len() }).await;
     let bytes = read.map_err(|failure| {
         source.count_read_error();
         tracing::warn!(member = source.device.name(), %failure, "read failed");
         Trouble::Source
     })?;
     let at = target.position(MemberOffset(run.parts[0].at));
-    target.device.write(at, bytes.freeze(), Durability::Cached).await.map_err(Trouble::Target)
+    write(inner, target, at, bytes).await.map_err(Trouble::Target)
 }
 
 /// Copies a part from whatever can be read, down to sectors; what cannot is listed as bad on the target.
 async fn copy_pieces(inner: &Arc<Inner>, roster: &Roster, target: &Arc<Member>, part: Part) -> Result<()> {
     let mut left = vec![part];
     while let Some(part) = left.pop() {
-        match read_any(roster, target, part.span).await {
+        match read_any(inner, roster, target, part.span).await {
             Ok(bytes) => {
                 let at = target.position(MemberOffset(part.at));
-                let written = target.device.write(at, bytes.freeze(), Durability::Cached).await;
+                let written = write(inner, target, at, bytes).await;
                 written.map_err(|failure| gone(inner, target, failure))?;
             }
             Err(_) if part.span.len > SECTOR => {
@@ -253,13 +253,18 @@ async fn copy_pieces(inner: &Arc<Inner>, roster: &Roster, target: &Arc<Member>, 
     Ok(())
 }
 
-async fn read_any(roster: &Roster, target: &Arc<Member>, span: Span) -> Result<BytesMut> {
+async fn write(inner: &Inner, target: &Arc<Member>, at: u64, bytes: BytesMut) -> Result<()> {
+    let write = Order::Write { at, data: bytes.freeze(), durability: Durability::Cached };
+    inner.ask(target, write).await.map(drop)
+}
+
+async fn read_any(inner: &Inner, roster: &Roster, target: &Arc<Member>, span: Span) -> Result<BytesMut> {
     let mut last = None;
     for (member, at) in roster.readable(span) {
         if Arc::ptr_eq(member, target) {
             continue;
         }
-        match member.device.read(at, buffer(span.len as usize)).await {
+        match inner.ask(member, Order::Read { at, len: span.len }).await {
             Ok(bytes) => return Ok(bytes),
             Err(failure) => last = Some(failure),
         }

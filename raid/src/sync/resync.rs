@@ -9,15 +9,14 @@
 //! is empty.
 
 use super::Pace;
-use crate::device::{Durability, buffer};
+use crate::device::Durability;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::geometry::Span;
 use crate::member::Member;
 use crate::superblock::SECTOR;
-use crate::volume::{BLOCK, Inner, RangeSet, Verdict};
+use crate::volume::{BLOCK, Inner, Order, RangeSet, Verdict};
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -170,10 +169,10 @@ async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result:
         // Nothing to compare with; whether it can be read is its reader's affair.
         return Ok(());
     }
-    let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(span.len as usize)));
+    let reads = copies.iter().map(|(member, at)| (*member, Order::Read { at: *at, len: span.len })).collect();
     let mut last = Error::NoCopy { name: inner.name.clone(), at: span.at, len: span.len };
     let mut contents: Vec<Option<BytesMut>> = Vec::with_capacity(copies.len());
-    for ((member, _), outcome) in copies.iter().zip(join_all(reads).await) {
+    for ((member, _), outcome) in copies.iter().zip(inner.ask_all(reads).await) {
         contents.push(outcome.map_or_else(
             |failure| {
                 member.count_read_error();
@@ -200,7 +199,7 @@ async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result:
 async fn overwrite(
     inner: &Arc<Inner>,
     span: Span,
-    member: &Member,
+    member: &Arc<Member>,
     at: u64,
     old: Option<&BytesMut>,
     good: &BytesMut,
@@ -208,14 +207,15 @@ async fn overwrite(
     let _tracked = inner.prepare(&(span.at..span.at + span.len)).await?;
     let mut outcome = Ok(());
     for run in differing_runs(old, good) {
-        let bytes = Bytes::copy_from_slice(&good[run.clone()]);
-        outcome = member.device.write(at + run.start as u64, bytes, Durability::Cached).await;
+        let data = Bytes::copy_from_slice(&good[run.clone()]);
+        let write = Order::Write { at: at + run.start as u64, data, durability: Durability::Cached };
+        outcome = inner.ask(member, write).await.map(drop);
         if outcome.is_err() {
             break;
         }
     }
     if outcome.is_ok() {
-        outcome = member.device.flush().await;
+        outcome = inner.ask(member, Order::Flush).await.map(drop);
     }
     match outcome {
         Ok(()) => {

@@ -15,13 +15,13 @@
 
 use super::Pace;
 use super::resync::{differing_runs, equalise};
-use crate::device::{Durability, buffer};
+use crate::device::Durability;
 use crate::error::{Error, Result};
 use crate::event::{Event, Mismatch, Place};
 use crate::geometry::{MemberOffset, Span};
 use crate::member::Member;
 use crate::superblock::SECTOR;
-use crate::volume::{BLOCK, Inner, RangeSet, Roster, Verdict, verify};
+use crate::volume::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, select};
 use parking_lot::Mutex;
@@ -248,7 +248,7 @@ async fn look(inner: &Arc<Inner>, roster: &Roster, span: Span) -> Vec<Finding> {
             left.extend(halves(span).map(|half| (half, is_counted)));
             continue;
         }
-        let (copies, failed) = read_copies(roster, span).await;
+        let (copies, failed) = read_copies(inner, roster, span).await;
         for (member, failure) in failed.iter().filter(|_| !is_counted) {
             member.count_read_error();
             tracing::warn!(volume = %inner.name, member = member.device.name(), %failure, "read failed");
@@ -260,7 +260,7 @@ async fn look(inner: &Arc<Inner>, roster: &Roster, span: Span) -> Vec<Finding> {
             continue;
         } else {
             rewrite_unreadable(inner, span).await;
-            read_copies(roster, span).await.0
+            read_copies(inner, roster, span).await.0
         };
         let contents: Vec<&[u8]> = copies.iter().map(|(.., content)| content.as_ref()).collect();
         let differences = differences(&contents);
@@ -289,11 +289,12 @@ type Copies = Vec<(Arc<Member>, u64, BytesMut)>;
 type Failed = Vec<(Arc<Member>, Error)>;
 
 /// Reads all copies of a span that may be read, in slot order.
-async fn read_copies(roster: &Roster, span: Span) -> (Copies, Failed) {
+async fn read_copies(inner: &Inner, roster: &Roster, span: Span) -> (Copies, Failed) {
     let readable = roster.readable(span);
-    let reads = readable.iter().map(|(member, at)| member.device.read(*at, buffer(span.len as usize)));
+    let reads =
+        readable.iter().map(|(member, at)| (*member, Order::Read { at: *at, len: span.len })).collect();
     let (mut copies, mut failed) = (Vec::new(), Vec::new());
-    for ((member, at), outcome) in readable.iter().zip(join_all(reads).await) {
+    for ((member, at), outcome) in readable.iter().zip(inner.ask_all(reads).await) {
         match outcome {
             Ok(content) => copies.push((Arc::clone(member), *at, content)),
             Err(failure) => failed.push((Arc::clone(member), failure)),
@@ -372,18 +373,19 @@ async fn mend(inner: &Arc<Inner>, findings: &[Finding]) -> Result<Vec<bool>> {
     let (Some(first), Some(last)) = (findings.first(), findings.last()) else { return Ok(Vec::new()) };
     let _tracked = inner.prepare(&(first.span.at..last.span.at + last.span.len)).await?;
     let rewrites = rewrites(findings);
-    let writes = rewrites.iter().map(|one| async move {
-        one.member.device.write(one.at, one.good.clone(), Durability::Cached).await
+    let writes = rewrites.iter().map(|one| {
+        let (at, data) = (one.at, one.good.clone());
+        (one.member, Order::Write { at, data, durability: Durability::Cached })
     });
-    let mut outcomes = join_all(writes).await;
+    let mut outcomes = inner.ask_all(writes.collect()).await;
     let mut members: Vec<&Arc<Member>> = Vec::new();
     for Rewrite { member, .. } in &rewrites {
         if !members.iter().any(|one| Arc::ptr_eq(one, member)) {
             members.push(member);
         }
     }
-    let flushes = members.iter().map(|member| member.device.flush());
-    for (member, flushed) in members.iter().zip(join_all(flushes).await) {
+    let flushes = members.iter().map(|member| (*member, Order::Flush)).collect();
+    for (member, flushed) in members.iter().zip(inner.ask_all(flushes).await) {
         let Err(failure) = flushed else { continue };
         let own = rewrites.iter().zip(&mut outcomes).filter(|(one, _)| Arc::ptr_eq(one.member, member));
         own.for_each(|(_, outcome)| *outcome = Err(failure.clone()));
@@ -391,7 +393,7 @@ async fn mend(inner: &Arc<Inner>, findings: &[Finding]) -> Result<Vec<bool>> {
     let mut repaired = vec![true; findings.len()];
     for (one, written) in rewrites.iter().zip(outcomes) {
         let outcome = match written {
-            Ok(()) => verify(one.member, one.at, &one.good).await,
+            Ok(_) => inner.verify(one.member, one.at, &one.good).await,
             Err(failure) => Err(failure),
         };
         if let Err(failure) = outcome

@@ -9,6 +9,7 @@
 
 use super::metadata::{Content, Meta, Written};
 use super::range_lock::RangeLocks;
+use super::read::MOST_HEDGES;
 use super::untouched::Untouched;
 use super::{Gate, Inner, RangeSet, Roster};
 use crate::bitmap::{BitmapHeader, Intent, PAGE};
@@ -26,9 +27,9 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use tokio::sync::Notify;
+use std::sync::{Arc, Weak};
+use tokio::sync::{Notify, Semaphore};
 
 /// How to start an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,6 +120,7 @@ pub(super) async fn assemble(
     tracing::info!(volume = %name, uuid = %freshest.array, events = freshest.events, degraded,
         unsynced = unsynced.len(), "assembled");
     Ok(Inner {
+        own: Weak::new(),
         runtime,
         uuid: freshest.array,
         name: name.clone(),
@@ -129,6 +131,7 @@ pub(super) async fn assemble(
         noticed: AtomicU64::new(missing),
         recorded: AtomicU64::new(0),
         locks: RangeLocks::default(),
+        hedges: Semaphore::new(MOST_HEDGES),
         intent: intent.map(Mutex::new),
         active: AtomicBool::new(active),
         meta: tokio::sync::Mutex::new(meta),

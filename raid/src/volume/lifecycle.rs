@@ -10,10 +10,10 @@
 //!   so nothing is read from it;
 //! - between the last byte that was filled and the round that says so: it is filled again from the last checkpoint.
 
-use super::{Entered, Inner, Roster, Seat, Verdict};
+use super::{Entered, Inner, Order, Roster, Seat, Verdict};
 use crate::bitmap::PAGE;
 use crate::device::{Device, Durability, ZeroMode};
-use crate::error::{Error, Result};
+use crate::error::{Error, Operation, Result};
 use crate::event::Event;
 use crate::geometry::Slot;
 use crate::member::{Member, Records, State, read_records, read_superblock_bytes};
@@ -76,6 +76,9 @@ impl Inner {
             return Err(Error::MemberInUse { device: member.device.name().to_owned() });
         }
         self.record(&mut meta).await?;
+        if member.load.is_unanswered() {
+            return Err(Error::Unanswered { device: member.device.name().to_owned() });
+        }
         let mut roster = Roster::clone(&self.roster());
         let number = member.number() as usize;
         if let Some(role) = roster.table.get_mut(number) {
@@ -99,7 +102,7 @@ impl Inner {
         let _turn = self.turn().await?;
         // Under the mutex: a superblock that is being written could look damaged.
         let mut meta = self.meta.lock().await;
-        let former = self.look_at(device.as_ref(), force).await?;
+        let former = self.look_at(&device, force).await?;
         if let Some(former) = former
             && let Some(slot) = self.returns(&meta, &former)
         {
@@ -126,7 +129,7 @@ impl Inner {
             return Err(Error::ReplacedAlready { device: leaving.device.name().to_owned() });
         }
         let mut meta = self.meta.lock().await;
-        self.look_at(device.as_ref(), false).await?;
+        self.look_at(&device, false).await?;
         let member = self.prepare_member(device).await?;
         self.enlist(&mut meta, &member, |roster| {
             member.take_slot(slot, false);
@@ -200,7 +203,7 @@ impl Inner {
 
     /// Makes it durable how far a member has been filled.
     pub(crate) async fn checkpoint(&self, member: &Arc<Member>, filled: u64) -> Result<()> {
-        if let Err(failure) = member.device.flush().await
+        if let Err(failure) = self.ask(member, Order::Flush).await
             && self.judge(member, &failure) == Verdict::Kept
         {
             return Err(failure);
@@ -223,7 +226,7 @@ impl Inner {
     /// Whether anything may be changed at all.
     pub(crate) fn refuse_if_unwritable(&self) -> Result<()> {
         if self.read_only {
-            return Err(Error::ReadOnly { operation: crate::error::Operation::Write });
+            return Err(Error::ReadOnly { operation: Operation::Write });
         }
         self.refuse_if_lost()
     }
@@ -238,7 +241,7 @@ impl Inner {
     }
 
     /// Checks that a device may join.
-    async fn look_at(&self, device: &dyn Device, force: bool) -> Result<Option<Former>> {
+    async fn look_at(&self, device: &Arc<dyn Device>, force: bool) -> Result<Option<Former>> {
         let roster = self.roster();
         let twice = |member: &Arc<Member>| Error::MemberTwice {
             device: device.name().to_owned(),
@@ -247,12 +250,17 @@ impl Inner {
         if let Some(member) = roster.enlisted().find(|member| member.device.name() == device.name()) {
             return Err(twice(member));
         }
+        if roster.all().any(|one| one.load.is_unanswered() && one.device.name() == device.name()) {
+            return Err(Error::Unanswered { device: device.name().to_owned() });
+        }
         let like = pattern(&roster)?;
         let needed = like.data_start() + roster.size * SECTOR;
         if device.size() < needed {
             return Err(Error::TooSmall { device: device.name().to_owned(), size: device.size(), needed });
         }
-        let (found, bytes) = match read_superblock_bytes(device).await {
+        let newcomer = Arc::clone(device);
+        let reading = async move { read_superblock_bytes(newcomer.as_ref()).await };
+        let (found, bytes) = match self.wait_for_newcomer(device.name(), Operation::Read, reading).await {
             Ok(found) => found,
             // Nothing that was ever a member, or a damaged one: it is filled anew.
             Err(Error::Superblock { .. }) => return Ok(None),
@@ -268,8 +276,12 @@ impl Inner {
         if let Some(member) = roster.enlisted().find(same) {
             return Err(twice(member));
         }
-        let records = read_records(device, &found, &bytes[..]).await;
-        Ok(Some(Former { superblock: found, records }))
+        let newcomer = Arc::clone(device);
+        let reading = async move {
+            let records = read_records(newcomer.as_ref(), &found, &bytes[..]).await;
+            Ok(Former { superblock: found, records })
+        };
+        self.wait_for_newcomer(device.name(), Operation::Read, reading).await.map(Some)
     }
 
     /// The slot of a former member, if it can go on with what it missed alone: its history is a part of ours, and the
@@ -300,9 +312,11 @@ impl Inner {
         slot: Slot,
     ) -> Result<()> {
         let Former { superblock, records } = former;
-        let member = Arc::new(Member::join(device, superblock, None, &records).await?);
+        let (name, sequence) = (device.name().to_owned(), records.sequence);
+        let joining = async move { Member::join(device, superblock, None, &records).await };
+        let member = Arc::new(self.wait_for_newcomer(&name, Operation::Read, joining).await?);
         // Not as one that lags: the others hear of it first. Its records go on counting.
-        meta.sequences.insert(member.number(), records.sequence);
+        meta.sequences.insert(member.number(), sequence);
         self.seat(meta, &member, slot, true).await
     }
 
@@ -321,11 +335,14 @@ impl Inner {
             log.in_use = false;
         }
         let data = superblock.data_start();
-        device.write_zeroes(0, data, ZeroMode::MayPunch, Durability::Cached).await?;
+        let durability = Durability::Cached;
+        let zero = Order::Zero { at: 0, len: data, mode: ZeroMode::MayPunch, durability };
+        self.ask_newcomer(&device, zero).await?;
         if let Some((at, len)) = superblock.bad_block_log_area() {
-            device.write(at, Bytes::from(vec![0xff; len]), Durability::Cached).await?;
+            let data = Bytes::from(vec![0xff; len]);
+            self.ask_newcomer(&device, Order::Write { at, data, durability }).await?;
         }
-        device.flush().await?;
+        self.ask_newcomer(&device, Order::Flush).await?;
         let records = has_records(&roster).then(|| superblock.records_start()).flatten();
         Ok(Arc::new(Member::new(device, superblock, State::Spare, records)))
     }
@@ -357,13 +374,14 @@ impl Inner {
 
     /// Writes all pages of the bitmap to a member that is not written yet. The metadata mutex is held: no page changes
     /// on the others meanwhile.
-    async fn write_bitmap(&self, member: &Member) -> Result<()> {
+    async fn write_bitmap(&self, member: &Arc<Member>) -> Result<()> {
         let (Some(start), Some(intent)) = (member.superblock.bitmap_start(), &self.intent) else {
             return Ok(());
         };
         let pages = intent.lock().encode();
         debug_assert!(pages.len().is_multiple_of(PAGE));
-        member.device.write(start, Bytes::from(pages), Durability::Stable).await
+        let write = Order::Write { at: start, data: Bytes::from(pages), durability: Durability::Stable };
+        self.ask(member, write).await.map(drop)
     }
 
     /// Gives a member a slot, to be filled by bitmap or wholly. Whoever held it before is kept aside, but for the

@@ -14,13 +14,15 @@
 //! 4. if somebody has left, the records again: the generation that begins without them counts once all who take part
 //!    have it, and nothing is acknowledged before.
 //!
+//! A member that does not answer would hold the mutex for ever: it has a limit (`stall`).
+//!
 //! Members that an interrupted round left behind are brought up before the next event is counted: live members never
 //! differ by more than one event, which is the difference assembly tolerates.
 //!
 //! The bitmap's event count is therefore never behind the superblock's; one that is behind was not kept up, and
 //! is not trusted.
 
-use super::{Inner, Roster, Verdict};
+use super::{Inner, Order, Roster, Verdict};
 use crate::badblocks;
 use crate::bitmap::PAGE;
 use crate::device::Durability;
@@ -364,16 +366,18 @@ impl Inner {
         }
         for (_, _, wave) in waves {
             self.write_records_of(meta, &wave).await?;
-            let writes = wave.into_iter().filter(|(member, _)| !member.is_faulty()).map(
-                |(member, bytes)| async move {
-                    let write = Bytes::copy_from_slice(&bytes[..]);
-                    (member, bytes, member.device.write(SUPER_OFFSET, write, Durability::Stable).await)
-                },
-            );
-            for (member, bytes, outcome) in join_all(writes).await {
+            let (live, orders): (Vec<_>, Vec<_>) = wave
+                .into_iter()
+                .filter(|(member, _)| !member.is_faulty())
+                .map(|(member, bytes)| {
+                    let write = stable(SUPER_OFFSET, Bytes::copy_from_slice(&bytes[..]));
+                    ((member, bytes), (member, write))
+                })
+                .unzip();
+            for ((member, bytes), outcome) in live.into_iter().zip(self.ask_all(orders).await) {
                 let written = meta.written.entry(member.number()).or_default();
                 match outcome {
-                    Ok(()) => {
+                    Ok(_) => {
                         (written.events, written.superblock) = (meta.events, Some(bytes));
                         written.whole = is_whole(member);
                     }
@@ -404,7 +408,7 @@ impl Inner {
         meta: &mut Meta,
         list: &[(&Arc<Member>, Box<[u8; SUPER_BYTES]>)],
     ) -> Result<()> {
-        let mut writes = Vec::new();
+        let (mut writes, mut outcomes) = (Vec::new(), Vec::new());
         for (member, superblock) in list {
             let Some(start) = member.records else { continue };
             let sequence = meta.sequences.entry(member.number()).or_default();
@@ -415,16 +419,18 @@ impl Inner {
             let history = meta.history.clone();
             let record = Record { sequence, superblock, blank, untouched, history, bad }.encode();
             let at = start + record::slot_of(sequence) * RECORD_BYTES as u64;
-            writes.push(async move {
-                let outcome = match record {
-                    Ok(bytes) => member.device.write(at, Bytes::from(bytes), Durability::Stable).await,
-                    Err(cause) => Err(Error::Record { device: member.device.name().to_owned(), cause }),
-                };
-                (*member, outcome)
-            });
+            match record {
+                Ok(bytes) => writes.push((*member, stable(at, Bytes::from(bytes)))),
+                Err(cause) => {
+                    let failure = Error::Record { device: member.device.name().to_owned(), cause };
+                    outcomes.push((*member, Err(failure)));
+                }
+            }
         }
-        for (member, outcome) in join_all(writes).await {
-            outcome.or_else(|failure| self.settle_failure(member, failure))?;
+        let members: Vec<&Arc<Member>> = writes.iter().map(|(member, _)| *member).collect();
+        outcomes.extend(members.into_iter().zip(self.ask_all(writes).await));
+        for (member, outcome) in outcomes {
+            outcome.map(drop).or_else(|failure| self.settle_failure(member, failure))?;
         }
         Ok(())
     }
@@ -444,11 +450,11 @@ impl Inner {
             let (listed, version) = member.listed();
             let bytes = badblocks::encode(&listed, member.superblock.data_start(), log.shift, room);
             let outcome = match bytes {
-                Some(bytes) => member.device.write(at, Bytes::from(bytes), Durability::Stable).await,
+                Some(bytes) => self.ask(member, stable(at, Bytes::from(bytes))).await,
                 None => Err(Error::TooManyBadBlocks { device: member.device.name().to_owned() }),
             };
             match outcome {
-                Ok(()) => meta.written.entry(member.number()).or_default().bad = version,
+                Ok(_) => meta.written.entry(member.number()).or_default().bad = version,
                 Err(failure) => self.settle_failure(member, failure)?,
             }
         }
@@ -479,12 +485,20 @@ impl Inner {
             pages.iter().map(|(at, bytes)| (*at as u64, Bytes::copy_from_slice(bytes))).collect();
         debug_assert!(pages.iter().all(|(_, bytes)| bytes.len() == PAGE));
         for half in [first, second] {
-            let outcomes = join_all(half.iter().map(|member| write_pages_to(member, &pages))).await;
+            let outcomes = join_all(half.iter().map(|member| self.write_pages_to(member, &pages))).await;
             for (member, outcome) in half.iter().zip(outcomes) {
                 if let Err(failure) = outcome {
                     self.settle_failure(member, failure)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    async fn write_pages_to(&self, member: &Arc<Member>, pages: &[(u64, Bytes)]) -> Result<()> {
+        let Some(start) = member.superblock.bitmap_start() else { return Ok(()) };
+        for (at, bytes) in pages {
+            self.ask(member, stable(start + at, bytes.clone())).await?;
         }
         Ok(())
     }
@@ -518,10 +532,6 @@ fn superblock(member: &Member, events: u64, updated: u64, content: &Content) -> 
     superblock
 }
 
-async fn write_pages_to(member: &Member, pages: &[(u64, Bytes)]) -> Result<()> {
-    let Some(start) = member.superblock.bitmap_start() else { return Ok(()) };
-    for (at, bytes) in pages {
-        member.device.write(start + at, bytes.clone(), Durability::Stable).await?;
-    }
-    Ok(())
+fn stable(at: u64, data: Bytes) -> Order {
+    Order::Write { at, data, durability: Durability::Stable }
 }

@@ -14,6 +14,8 @@
 //!   data may be lost: the volume goes on read-only and acknowledges nothing more.
 //! - *The client's errors are the client's.* A refused request or a full disk evicts nobody. As legs may differ
 //!   then, the range becomes *unsynced*.
+//! - *Nobody waits for ever for one of several.* Reads of a slow leg are hedged (`read`); a leg that does not answer what
+//!   holds a lock is taken out after a limit, but never the last copy (`stall`).
 //! - *Unsynced ranges are made equal before they are read* (`sync`), durably, so that a block once read after an
 //!   unclean stop never changes, whichever member is lost later.
 //! - *A change runs to its end.* The body of a write, flush or repair is a task of its own, spawned through
@@ -21,19 +23,22 @@
 //!
 //! Lock order: range lock → metadata mutex → plain mutexes (never held over an await).
 //!
-//! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, one atomic load, one boxed future, then the
-//! member's read straight into the caller's buffer; no lock. A read over several chunks splits that buffer (no copy) and
-//! reads its parts at once. *Write* into a dirty region: a counter and three looks at the roster, one task and one
-//! oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each, and a future a leg; the payload is shared
-//! between legs, not copied.
+//! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, three atomic loads, one boxed future, then
+//! the member's read straight into the caller's buffer; no lock. One that has to wait: another box and a timer. A read over
+//! several chunks splits that buffer (no copy) and reads its parts at once. *Write* into a dirty region: a counter and
+//! three looks at the roster, one task and one oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each,
+//! and two boxes and a timer a leg; the payload is shared between legs, not copied.
 
 mod assemble;
+mod choice;
 mod grow;
 mod lifecycle;
 mod metadata;
 mod range_lock;
 mod read;
+mod repair;
 mod roster;
+mod stall;
 mod status;
 mod untouched;
 mod write;
@@ -41,8 +46,8 @@ mod write;
 pub(crate) use crate::range_set::RangeSet;
 pub use crate::status::Status;
 pub use assemble::AssembleOptions;
-pub(crate) use read::verify;
 pub(crate) use roster::{Roster, Seat};
+pub(crate) use stall::Order;
 
 use crate::bitmap::Intent;
 use crate::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
@@ -58,9 +63,9 @@ use metadata::Meta;
 use parking_lot::Mutex;
 use range_lock::RangeLocks;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::sync::{Notify, oneshot};
+use std::sync::{Arc, Weak};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use uuid::Uuid;
 use write::Change;
 
@@ -75,6 +80,8 @@ pub struct Volume {
 
 /// What the volume's tasks share.
 pub(crate) struct Inner {
+    /// Itself, for tasks that nobody waits for.
+    own: Weak<Inner>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) uuid: Uuid,
     /// The array's name, or its UUID where it has none.
@@ -90,6 +97,8 @@ pub(crate) struct Inner {
     noticed: AtomicU64,
     recorded: AtomicU64,
     pub(crate) locks: RangeLocks,
+    /// How many more reads may be asked twice now.
+    hedges: Semaphore,
     /// `None` where the array has no bitmap.
     pub(crate) intent: Option<Mutex<Intent>>,
     /// Whether the superblocks say, durably, that the array is in use.
@@ -278,7 +287,11 @@ impl Volume {
         options: AssembleOptions,
         runtime: Arc<dyn Runtime>,
     ) -> Result<Arc<Self>> {
-        let inner = Arc::new(assemble::assemble(members, options, runtime).await?);
+        let mut inner = assemble::assemble(members, options, runtime).await?;
+        let inner = Arc::new_cyclic(|own| {
+            inner.own = own.clone();
+            inner
+        });
         if !options.read_only {
             crate::sync::spawn(&inner);
         }

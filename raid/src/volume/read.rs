@@ -1,23 +1,39 @@
-//! Reads, fail-over and read repair, and where data lies for `sendfile`.
+//! Reads, second askings of late ones, and where data lies for `sendfile`.
 //!
-//! Each part of a chunk is read from one leg, chosen by address alone, so that the page cache holds one copy of
-//! what is read. Near copies take turns every few megabytes of a member: far enough apart that read-ahead on one leg
-//! does not run into what belongs to the other, close enough that streams spread over all members. Of far and offset
-//! copies the first is read: those lie like RAID 0.
+//! Each part of a chunk is read from one copy (`choice`). What that copy answers at once is returned at once. A read
+//! that has to wait is *hedged*: if its member has not answered within a limit, another copy is asked as well, into a
+//! buffer of its own, and the first good answer counts. The other operation is left to itself; it owns its buffer.
+//!
+//! The limit is ten times what the *other* member's waiting reads take on average, from 20 ms to 1 s: beyond it the
+//! other would have answered many times over, so little is asked twice that would have come anyway. Below 20 ms, what
+//! schedulers and a disk's own retries do would be taken for trouble; above 1 s a client would notice. Measured on the
+//! other, because a member that grows slow must not earn itself a longer limit. While all are slow alike, all limits grow.
+//! No more than [`MOST_HEDGES`] are in flight at once, so that an overload never doubles itself.
+//!
+//! Late is not failed: such a member stays in, and after a few late reads it is read less for a while (`load`). An
+//! answer that is an error, from either copy, goes the way of all read errors (`repair`).
+//!
+//! Ranges whose copies may differ are never hedged: all reads of them come from one copy.
 
-use super::{Inner, Roster, Verdict, run_to_end};
-use crate::device::{Durability, Piece, buffer, check_range};
+use super::{Inner, Roster, run_to_end};
+use crate::device::{Io, Piece, buffer, check_range};
 use crate::error::{Error, Operation, Result};
-use crate::geometry::{MemberOffset, Span};
+use crate::geometry::Span;
 use crate::member::Member;
-use crate::superblock::SECTOR;
-use bytes::{Bytes, BytesMut};
-use futures_util::future::{join_all, try_join_all};
+use bytes::BytesMut;
+use futures_util::future::{Either, select, try_join_all};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
 
-/// Bytes of a member's data area after which another copy is preferred.
-const TURN: u64 = 4 << 20;
+/// The limit, in averages of the other member.
+const AVERAGES: u32 = 10;
+/// The shortest limit.
+const SHORTEST: Duration = Duration::from_millis(20);
+/// The longest limit, and the time between looks for another copy where there was none.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Reads of a volume that may be asked twice at once.
+pub(super) const MOST_HEDGES: usize = 32;
 
 impl Inner {
     pub(super) async fn read(self: &Arc<Self>, at: u64, mut buf: BytesMut) -> Result<BytesMut> {
@@ -47,34 +63,102 @@ impl Inner {
 
     async fn read_span(self: &Arc<Self>, roster: &Roster, span: Span, buf: BytesMut) -> Result<BytesMut> {
         let Some((member, at)) = self.preferred(roster, span) else { return Err(self.no_copy(span)) };
-        match member.device.read(at, buf).await {
-            Ok(buf) => Ok(buf),
-            Err(failure) => {
-                member.count_read_error();
-                tracing::warn!(volume = %self.name, member = member.device.name(), %failure, "read failed");
-                let body = Arc::clone(self);
-                run_to_end(self, async move { body.recover(span).await }).await
+        let mut read = member.device.read(at, buf);
+        // What is cached is there at the first look: no timer, no counter.
+        let answer = match futures_util::poll!(&mut read) {
+            Poll::Ready(Ok(bytes)) => return Ok(bytes),
+            Poll::Ready(Err(failure)) => self.failed(member, &failure),
+            // In a box of its own, so that those at once stay small.
+            Poll::Pending => Box::pin(self.wait_for(span, member, read)).await,
+        };
+        if let Some(bytes) = answer {
+            return Ok(bytes);
+        }
+        let body = Arc::clone(self);
+        run_to_end(self, async move { body.recover(span).await }).await
+    }
+
+    /// Waits for a read, and asks another copy as well when it takes too long. `None`: one of them failed.
+    async fn wait_for(
+        &self,
+        span: Span,
+        member: &Arc<Member>,
+        mut read: Io<'_, BytesMut>,
+    ) -> Option<BytesMut> {
+        let begun = self.runtime.now();
+        let _counted = member.load.begin_read();
+        let mut limit = self.limit(span, member);
+        loop {
+            match select(read, self.runtime.sleep(limit)).await {
+                Either::Left((Ok(bytes), _)) => {
+                    member.load.read_took(self.runtime.now().saturating_sub(begun));
+                    if member.load.was_in_time() {
+                        tracing::info!(volume = %self.name, member = member.device.name(), "answers in time again");
+                    }
+                    return Some(bytes);
+                }
+                Either::Left((Err(failure), _)) => return self.failed(member, &failure),
+                Either::Right(((), unanswered)) => read = unanswered,
             }
+            // As things are now: the other may have gone meanwhile, or the range may differ.
+            let roster = self.roster();
+            if let Some((other, at)) = self.alternative(&roster, span, member)
+                && let Ok(_permit) = self.hedges.try_acquire()
+            {
+                return self
+                    .race(member, begun, read, other, other.device.read(at, buffer(span.len as usize)))
+                    .await;
+            }
+            limit = LONGEST;
         }
     }
 
-    /// The copy that is read, where any can be: by turns, and in slot order where copies may still differ.
-    fn preferred<'a>(&self, roster: &'a Roster, span: Span) -> Option<(&'a Arc<Member>, u64)> {
-        if self.may_differ(span.at, span.len) {
-            return roster.readable(span).into_iter().next();
+    /// How long a member has for a read before another is asked.
+    fn limit(&self, span: Span, member: &Arc<Member>) -> Duration {
+        let roster = self.roster();
+        match self.alternative(&roster, span, member) {
+            Some((other, _)) if !other.load.is_slow() => {
+                (other.load.average() * AVERAGES).clamp(SHORTEST, LONGEST)
+            }
+            _ => LONGEST,
         }
-        let geometry = &roster.geometry;
-        let rows = (TURN / geometry.chunk()).max(1);
-        let turn = span.chunk.0 / (geometry.period() * rows);
-        geometry.read_order(span.chunk, turn).find_map(|place| {
-            let at = MemberOffset(place.at.0 + span.within);
-            let member = roster.at(place).find(|member| member.is_readable(at, span.len))?;
-            Some((member, member.position(at)))
-        })
     }
 
-    fn may_differ(&self, at: u64, len: u64) -> bool {
-        self.any_unsynced.load(Ordering::Acquire) && self.unsynced.lock().intersects(&(at..at + len))
+    /// The first good answer of two.
+    async fn race(
+        &self,
+        member: &Arc<Member>,
+        begun: Duration,
+        read: Io<'_, BytesMut>,
+        other: &Arc<Member>,
+        second: Io<'_, BytesMut>,
+    ) -> Option<BytesMut> {
+        let again = self.runtime.now();
+        let _counted = other.load.begin_read();
+        match select(read, second).await {
+            Either::Left((Ok(bytes), _)) => {
+                member.load.read_took(self.runtime.now().saturating_sub(begun));
+                Some(bytes)
+            }
+            Either::Right((Ok(bytes), _)) => {
+                let now = self.runtime.now();
+                other.load.read_took(now.saturating_sub(again));
+                if member.load.was_late(now) {
+                    tracing::warn!(volume = %self.name, member = member.device.name(),
+                        "slow: reads go to other copies where there are any, until it answers in time again");
+                }
+                Some(bytes)
+            }
+            Either::Left((Err(failure), _)) => self.failed(member, &failure),
+            Either::Right((Err(failure), _)) => self.failed(other, &failure),
+        }
+    }
+
+    /// Notes that a read failed. There is no answer then.
+    fn failed(&self, member: &Member, failure: &Error) -> Option<BytesMut> {
+        member.count_read_error();
+        tracing::warn!(volume = %self.name, member = member.device.name(), %failure, "read failed");
+        None
     }
 
     /// Makes what may differ equal before it is read. A read-only volume reads the first copy in slot order instead.
@@ -90,102 +174,6 @@ impl Inner {
             Err(failure) if !failure.spares_device() && self.may_differ(at, len) => Err(failure),
             _ => Ok(()),
         }
-    }
-
-    /// Reads a span whose preferred leg failed from another one, and rewrites the copies that cannot be read, all
-    /// under the range lock. Where no copy can be read as a whole, what each still has is put together.
-    async fn recover(self: &Arc<Self>, span: Span) -> Result<BytesMut> {
-        let range = self.blocks(span.at, span.len);
-        let _lock = self.locks.lock(range.clone()).await;
-        // Whole blocks: a part of an unreadable block cannot be rewritten. They stay within the chunk.
-        let head = span.at - range.start;
-        let whole =
-            Span { within: span.within - head, at: range.start, len: range.end - range.start, ..span };
-        let mut wanted = buffer(whole.len as usize);
-        let mut left = vec![whole];
-        while let Some(piece) = left.pop() {
-            match self.recover_piece(piece).await {
-                Ok(good) => {
-                    let start = (piece.at - whole.at) as usize;
-                    wanted[start..start + good.len()].copy_from_slice(&good);
-                }
-                Err(_) if piece.len > SECTOR => left.extend(piece.halves(SECTOR)),
-                Err(failure) if piece.at < span.at + span.len && span.at < piece.at + piece.len => {
-                    return Err(failure);
-                }
-                // Lost, but not asked for.
-                Err(_) => {}
-            }
-        }
-        let mut wanted = wanted.split_off(head as usize);
-        wanted.truncate(span.len as usize);
-        Ok(wanted)
-    }
-
-    /// Reads all copies of a piece, returns the first good one in slot order, and rewrites those that failed.
-    /// The caller holds the range lock.
-    pub(crate) async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
-        let roster = self.roster();
-        let copies = roster.readable(piece);
-        let reads = copies.iter().map(|(member, at)| member.device.read(*at, buffer(piece.len as usize)));
-        let outcomes = join_all(reads).await;
-        let (mut good, mut bad, mut last) = (None, Vec::new(), self.no_copy(piece));
-        for (copy, outcome) in copies.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(bytes) => {
-                    good.get_or_insert(bytes);
-                }
-                Err(failure) => {
-                    bad.push(copy);
-                    last = failure;
-                }
-            }
-        }
-        let good = good.ok_or(last)?.freeze();
-        if !bad.is_empty() && !self.read_only {
-            self.rewrite(&(piece.at..piece.at + piece.len), &good, bad).await?;
-        }
-        Ok(good)
-    }
-
-    /// Writes good bytes over bad copies and reads them back. A rewrite that is torn by a power cut would be a
-    /// silent difference, so it is prepared like any write. That it fails is no failure of the read.
-    async fn rewrite(
-        self: &Arc<Self>,
-        range: &std::ops::Range<u64>,
-        good: &Bytes,
-        bad: Vec<(&Arc<Member>, u64)>,
-    ) -> Result<()> {
-        // While the volume is being stopped, or after it has failed, nothing is changed any more.
-        let Ok(_entered) = self.enter() else { return Ok(()) };
-        if self.refuse_if_lost().is_err() {
-            return Ok(());
-        }
-        let _tracked = match self.prepare(range).await {
-            Ok(tracked) => tracked,
-            Err(failure) => {
-                tracing::warn!(volume = %self.name, %failure, "a bad copy was not rewritten");
-                return Ok(());
-            }
-        };
-        for (member, at) in bad {
-            let mut outcome = member.device.write(at, good.clone(), Durability::Stable).await;
-            if outcome.is_ok() {
-                outcome = verify(member, at, good).await;
-            }
-            match outcome {
-                Ok(()) => member.count_corrected(),
-                Err(failure) if self.judge(member, &failure) == Verdict::Kept => {
-                    self.mark_unsynced(range.clone());
-                }
-                Err(_) => {}
-            }
-        }
-        self.recorded().await
-    }
-
-    fn no_copy(&self, span: Span) -> Error {
-        Error::NoCopy { name: self.name.clone(), at: span.at, len: span.len }
     }
 
     pub(super) async fn locate(self: &Arc<Self>, at: u64, len: u64) -> Result<Option<Vec<Piece>>> {
@@ -207,14 +195,4 @@ impl Inner {
         }
         Ok(Some(pieces))
     }
-}
-
-/// Reads back what was written to a member. That it reads as something else is a failure of the member.
-pub(crate) async fn verify(member: &Member, at: u64, good: &Bytes) -> Result<()> {
-    let back = member.device.read(at, buffer(good.len())).await?;
-    if back == good {
-        return Ok(());
-    }
-    let (device, len) = (member.device.name().to_owned(), good.len() as u64);
-    Err(Error::Io { device, operation: Operation::Read, at, len, errno: rustix::io::Errno::IO })
 }

@@ -118,6 +118,16 @@ impl Roster {
         self.mirrors.iter().filter(|set| set.contains(&own)).all(|set| set.iter().any(holds_all))
     }
 
+    /// Whether of all that a member holds, or is to hold, another one in sync that `works` has a copy. A spare holds
+    /// nothing.
+    pub(crate) fn is_covered(&self, member: &Member, works: impl Fn(&Arc<Member>) -> bool) -> bool {
+        let Some(own) = member.slot() else { return true };
+        let covers = |slot: &Slot| {
+            self.in_sync(*slot).is_some_and(|other| !std::ptr::eq(other.as_ref(), member) && works(other))
+        };
+        self.mirrors.iter().filter(|set| set.contains(&own)).all(|set| set.iter().any(covers))
+    }
+
     /// A slot that nobody fills or holds, if there is one.
     pub(crate) fn vacancy(&self) -> Option<Slot> {
         self.seats.iter().position(Seat::is_vacant).map(Slot)

@@ -11,14 +11,13 @@
 //! 6. acknowledged.
 
 use super::metadata::Tracked;
-use super::{BLOCK, Inner, RangeSet, Roster, Verdict};
+use super::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
 use crate::device::{Durability, ZeroMode};
 use crate::error::{Error, Operation, Result};
 use crate::event::Event;
 use crate::geometry::MemberOffset;
 use crate::member::Member;
-use bytes::Bytes;
-use futures_util::future::join_all;
+use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -60,11 +59,11 @@ impl Leg<'_> {
         self.at..self.at + self.len
     }
 
-    async fn submit(&self, mode: ZeroMode, durability: Durability) -> Result<()> {
+    fn order(&self, mode: ZeroMode, durability: Durability) -> Order {
         let at = self.member.position(MemberOffset(self.at));
         match &self.data {
-            Some(data) => self.member.device.write(at, data.clone(), durability).await,
-            None => self.member.device.write_zeroes(at, self.len, mode, durability).await,
+            Some(data) => Order::Write { at, data: data.clone(), durability },
+            None => Order::Zero { at, len: self.len, mode, durability },
         }
     }
 }
@@ -101,14 +100,12 @@ impl Inner {
             Change::Zeroes(len, _) => zero_legs(&roster, at, *len),
         };
         let mode = if let Change::Zeroes(_, mode) = change { *mode } else { ZeroMode::Allocate };
-        let outcomes = join_all(legs.into_iter().map(|leg| async move {
-            let outcome = leg.submit(mode, durability).await;
-            if outcome.is_ok() {
-                leg.member.note_written(&leg.range());
-            }
-            (leg, outcome)
-        }))
-        .await;
+        let orders = legs.iter().map(|leg| (leg.member, leg.order(mode, durability))).collect();
+        let answers = self.ask_all(orders).await;
+        let outcomes: Vec<(Leg<'_>, Result<BytesMut>)> = legs.into_iter().zip(answers).collect();
+        for (leg, _) in outcomes.iter().filter(|(_, outcome)| outcome.is_ok()) {
+            leg.member.note_written(&leg.range());
+        }
         let mut unsettled = None;
         for (leg, outcome) in &outcomes {
             let Err(failure) = outcome else { continue };
@@ -142,9 +139,9 @@ impl Inner {
         while at < end {
             let to = ((at / BLOCK + 1) * BLOCK).min(end);
             let part = data.slice((at - leg.at) as usize..(to - leg.at) as usize);
-            let written = leg.member.device.write(leg.member.position(MemberOffset(at)), part, durability);
-            match written.await {
-                Ok(()) => leg.member.note_written(&(at..to)),
+            let to_be = leg.member.position(MemberOffset(at));
+            match self.ask(leg.member, Order::Write { at: to_be, data: part, durability }).await {
+                Ok(_) => leg.member.note_written(&(at..to)),
                 // Whole blocks: what a partial write of a block left in the rest of it is unknown.
                 Err(Error::Io { operation: Operation::Write, .. }) => {
                     bad.insert(at / BLOCK * BLOCK..to.next_multiple_of(BLOCK));
@@ -184,10 +181,10 @@ impl Inner {
         self.refuse_if_lost()?;
         // Members that are being filled as well: what was acknowledged must be on them when they count.
         let roster = self.roster();
-        let flushes = roster.written().map(|member| async move { (member, member.device.flush().await) });
-        let outcomes = join_all(flushes).await;
+        let members: Vec<&Arc<Member>> = roster.written().collect();
+        let answers = self.ask_all(members.iter().map(|member| (*member, Order::Flush)).collect()).await;
         let mut unsettled = None;
-        for (member, outcome) in outcomes {
+        for (member, outcome) in members.into_iter().zip(answers) {
             if let Err(failure) = outcome
                 && self.judge(member, &failure) == Verdict::Kept
             {
