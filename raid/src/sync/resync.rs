@@ -15,7 +15,7 @@ use crate::event::Event;
 use crate::geometry::Span;
 use crate::member::Member;
 use crate::superblock::SECTOR;
-use crate::volume::{BLOCK, Inner, Order, RangeSet, Verdict};
+use crate::volume::{BLOCK, Contents, Inner, Order, RangeSet, Verdict};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 use std::sync::Arc;
@@ -141,55 +141,52 @@ async fn equalise_span(inner: &Arc<Inner>, span: Span, failed: &mut Vec<(Range<u
 enum Trouble {
     /// No copy can be read as a whole.
     Unreadable(Error),
-    /// The copy of this number could not be written.
-    Unwritable(usize, Error),
+    /// The copy of this member could not be written.
+    Unwritable(Arc<Member>, Error),
 }
 
 /// Makes copies equal. Where a target's disk is full, that target becomes the source: what it holds needs no new
 /// space anywhere it was written before.
 async fn equalise_piece(inner: &Arc<Inner>, span: Span) -> std::result::Result<(), Trouble> {
-    let mut first = 0;
+    let mut from: Option<Arc<Member>> = None;
     for _ in 1..inner.roster().geometry.copies() {
-        match copy_from(inner, span, first).await {
-            Err(Trouble::Unwritable(target, failure)) if failure.spares_device() && target != first => {
-                first = target;
-            }
+        match copy_from(inner, span, from.as_ref()).await {
+            Err(Trouble::Unwritable(target, failure)) if failure.spares_device() => from = Some(target),
             outcome => return outcome,
         }
     }
-    copy_from(inner, span, first).await
+    copy_from(inner, span, from.as_ref()).await
 }
 
-/// Copies a span from the first readable copy, beginning with number `first` of the live ones in slot order, to all
-/// others.
-async fn copy_from(inner: &Arc<Inner>, span: Span, first: usize) -> std::result::Result<(), Trouble> {
+/// Copies a span to all other copies: from that of the member given if it can be read, else from the first in slot order
+/// that can.
+async fn copy_from(
+    inner: &Arc<Inner>,
+    span: Span,
+    from: Option<&Arc<Member>>,
+) -> std::result::Result<(), Trouble> {
     let roster = inner.roster();
     let copies = roster.readable(span);
     if copies.len() == 1 {
         // Nothing to compare with; whether it can be read is its reader's affair.
         return Ok(());
     }
-    let reads = copies.iter().map(|(member, at)| (*member, Order::Read { at: *at, len: span.len })).collect();
-    let mut last = Error::NoCopy { name: inner.name.clone(), at: span.at, len: span.len };
-    let mut contents: Vec<Option<BytesMut>> = Vec::with_capacity(copies.len());
-    for ((member, _), outcome) in copies.iter().zip(inner.ask_all(reads).await) {
-        contents.push(outcome.map_or_else(
-            |failure| {
-                member.count_read_error();
-                last = failure;
-                None
-            },
-            Some,
-        ));
+    let Contents { mut good, mut bad } = inner.read_copies(&copies, span.len).await;
+    for (member, ..) in &bad {
+        member.count_read_error();
     }
-    let mut order = (0..copies.len()).map(|i| (first + i) % copies.len());
-    let Some((source, good)) = order.find_map(|i| contents[i].take().map(|bytes| (i, bytes))) else {
-        return Err(Trouble::Unreadable(last));
-    };
-    for (number, ((member, at), old)) in copies.iter().zip(contents).enumerate() {
-        if number != source && old.as_ref() != Some(&good) {
-            let outcome = overwrite(inner, span, member, *at, old.as_ref(), &good).await;
-            outcome.map_err(|failure| Trouble::Unwritable(number, failure))?;
+    if good.is_empty() {
+        let failure = bad.pop().map_or_else(|| inner.no_copy(span), |(.., failure)| failure);
+        return Err(Trouble::Unreadable(failure));
+    }
+    let is_wanted =
+        |(member, ..): &(Arc<Member>, u64, BytesMut)| from.is_some_and(|one| Arc::ptr_eq(one, member));
+    let (.., source) = good.remove(good.iter().position(is_wanted).unwrap_or(0));
+    let others = good.into_iter().map(|(member, at, old)| (member, at, Some(old)));
+    for (member, at, old) in others.chain(bad.into_iter().map(|(member, at, _)| (member, at, None))) {
+        if old.as_ref() != Some(&source) {
+            let outcome = overwrite(inner, span, &member, at, old.as_ref(), &source).await;
+            outcome.map_err(|failure| Trouble::Unwritable(member, failure))?;
         }
     }
     Ok(())

@@ -21,7 +21,7 @@ use crate::event::{Event, Mismatch, Place};
 use crate::geometry::{MemberOffset, Span};
 use crate::member::Member;
 use crate::superblock::SECTOR;
-use crate::volume::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
+use crate::volume::{BLOCK, Contents, Inner, Order, RangeSet, Roster, Verdict};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, select};
 use parking_lot::Mutex;
@@ -248,24 +248,23 @@ async fn look(inner: &Arc<Inner>, roster: &Roster, span: Span) -> Vec<Finding> {
             left.extend(halves(span).map(|half| (half, is_counted)));
             continue;
         }
-        let (copies, failed) = read_copies(inner, roster, span).await;
-        for (member, failure) in failed.iter().filter(|_| !is_counted) {
+        let Contents { mut good, bad } = inner.read_copies(&roster.readable(span), span.len).await;
+        for (member, _, failure) in bad.iter().filter(|_| !is_counted) {
             member.count_read_error();
             tracing::warn!(volume = %inner.name, member = member.device.name(), %failure, "read failed");
         }
-        let copies = if failed.is_empty() {
-            copies
-        } else if span.len > BLOCK {
+        if !bad.is_empty() && span.len > BLOCK {
             left.extend(halves(span).map(|half| (half, true)));
             continue;
-        } else {
+        }
+        if !bad.is_empty() {
             rewrite_unreadable(inner, span).await;
-            read_copies(inner, roster, span).await.0
-        };
-        let contents: Vec<&[u8]> = copies.iter().map(|(.., content)| content.as_ref()).collect();
+            good = inner.read_copies(&roster.readable(span), span.len).await.good;
+        }
+        let contents: Vec<&[u8]> = good.iter().map(|(.., content)| content.as_ref()).collect();
         let differences = differences(&contents);
         if !differences.is_empty() {
-            findings.push(Finding { span, copies, differences });
+            findings.push(Finding { span, copies: good, differences });
         }
     }
     findings
@@ -283,24 +282,6 @@ fn has_bad(roster: &Roster, span: Span) -> bool {
         let at = MemberOffset(place.at.0 + span.within);
         roster.at(place).any(|member| member.is_written() && member.is_bad(at, span.len))
     })
-}
-
-type Copies = Vec<(Arc<Member>, u64, BytesMut)>;
-type Failed = Vec<(Arc<Member>, Error)>;
-
-/// Reads all copies of a span that may be read, in slot order.
-async fn read_copies(inner: &Inner, roster: &Roster, span: Span) -> (Copies, Failed) {
-    let readable = roster.readable(span);
-    let reads =
-        readable.iter().map(|(member, at)| (*member, Order::Read { at: *at, len: span.len })).collect();
-    let (mut copies, mut failed) = (Vec::new(), Vec::new());
-    for ((member, at), outcome) in readable.iter().zip(inner.ask_all(reads).await) {
-        match outcome {
-            Ok(content) => copies.push((Arc::clone(member), *at, content)),
-            Err(failure) => failed.push((Arc::clone(member), failure)),
-        }
-    }
-    (copies, failed)
 }
 
 /// Rewrites what cannot be read on one copy of a span from another one. Two that each lost another sector help each

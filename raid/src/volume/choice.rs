@@ -28,7 +28,7 @@ const TURN: u64 = 4 << 20;
 const MARGIN: u32 = 8;
 
 /// A member, and where on its device a copy lies.
-pub(super) type Copy<'a> = (&'a Arc<Member>, u64);
+pub(crate) type Copy<'a> = (&'a Arc<Member>, u64);
 
 impl Inner {
     /// The copy that is read, where any can be.
@@ -65,7 +65,7 @@ impl Inner {
     }
 
     /// Whether copies of the range may differ.
-    pub(super) fn may_differ(&self, at: u64, len: u64) -> bool {
+    pub(crate) fn may_differ(&self, at: u64, len: u64) -> bool {
         self.any_unsynced.load(Ordering::Acquire) && self.unsynced.lock().intersects(&(at..at + len))
     }
 }

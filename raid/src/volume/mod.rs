@@ -23,11 +23,13 @@
 //!
 //! Lock order: range lock → metadata mutex → plain mutexes (never held over an await).
 //!
-//! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, three atomic loads, one boxed future, then
-//! the member's read straight into the caller's buffer; no lock. One that has to wait: another box and a timer. A read over
-//! several chunks splits that buffer (no copy) and reads its parts at once. *Write* into a dirty region: a counter and
-//! three looks at the roster, one task and one oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each,
-//! and two boxes and a timer a leg; the payload is shared between legs, not copied.
+//! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, atomic loads (twice whether copies may differ,
+//! and of the member its state, bad blocks, reads in flight and lateness), one boxed future, then the member's read straight
+//! into the caller's buffer; no lock, no clock. One that is not answered at once: two counters, a look at another copy and
+//! at the clock, a box and a timer. A read over several chunks splits that buffer (no copy) and reads its parts at once.
+//! *Write* into a dirty region: a counter and three looks at the roster, one task and one oneshot, three plain mutexes
+//! (gate, range lock, bitmap) taken twice each, and an order a leg (`stall`); the payload is shared between legs, not
+//! copied.
 
 mod assemble;
 mod choice;
@@ -46,6 +48,8 @@ mod write;
 pub(crate) use crate::range_set::RangeSet;
 pub use crate::status::Status;
 pub use assemble::AssembleOptions;
+pub(crate) use choice::Copy;
+pub(crate) use repair::Contents;
 pub(crate) use roster::{Roster, Seat};
 pub(crate) use stall::Order;
 

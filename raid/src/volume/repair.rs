@@ -1,8 +1,10 @@
-//! What becomes of a read that failed: another copy answers, and the bad copy is written again.
+//! Reading all copies at once, and what becomes of a read that failed: another copy answers, and the bad copy is written
+//! again.
 //!
 //! All under the range lock, so that no write comes between the reading of the good copy and its writing over the bad
 //! one. Members that do not answer here hold up who waits for the lock: they have the same limit as for writes (`stall`).
 
+use super::choice::Copy;
 use super::stall::Order;
 use super::{Inner, Verdict};
 use crate::device::{Durability, buffer};
@@ -11,9 +13,33 @@ use crate::geometry::Span;
 use crate::member::Member;
 use crate::superblock::SECTOR;
 use bytes::{Bytes, BytesMut};
+use std::ops::Range;
 use std::sync::Arc;
 
+/// What the copies of a piece hold, in the order in which they were asked: the member, and the position on its device.
+#[derive(Default)]
+pub(crate) struct Contents {
+    /// What was read.
+    pub(crate) good: Vec<(Arc<Member>, u64, BytesMut)>,
+    /// What could not be.
+    pub(crate) bad: Vec<(Arc<Member>, u64, Error)>,
+}
+
 impl Inner {
+    /// Reads these copies at once. The caller holds the range lock.
+    pub(crate) async fn read_copies(&self, copies: &[Copy<'_>], len: u64) -> Contents {
+        let reads = copies.iter().map(|(member, at)| (*member, Order::Read { at: *at, len }));
+        let mut contents = Contents::default();
+        for ((member, at), outcome) in copies.iter().zip(self.ask_all(reads.collect()).await) {
+            let member = Arc::clone(member);
+            match outcome {
+                Ok(bytes) => contents.good.push((member, *at, bytes)),
+                Err(failure) => contents.bad.push((member, *at, failure)),
+            }
+        }
+        contents
+    }
+
     /// Reads a span whose preferred leg failed from another one, and rewrites the copies that cannot be read, all
     /// under the range lock. Where no copy can be read as a whole, what each still has is put together.
     pub(super) async fn recover(self: &Arc<Self>, span: Span) -> Result<BytesMut> {
@@ -47,37 +73,21 @@ impl Inner {
     /// Reads all copies of a piece, returns the first good one in slot order, and rewrites those that failed.
     /// The caller holds the range lock.
     pub(crate) async fn recover_piece(self: &Arc<Self>, piece: Span) -> Result<Bytes> {
-        let roster = self.roster();
-        let copies = roster.readable(piece);
-        let reads = copies.iter().map(|(member, at)| (*member, Order::Read { at: *at, len: piece.len }));
-        let outcomes = self.ask_all(reads.collect()).await;
-        let (mut good, mut bad, mut last) = (None, Vec::new(), self.no_copy(piece));
-        for (copy, outcome) in copies.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(bytes) => {
-                    good.get_or_insert(bytes);
-                }
-                Err(failure) => {
-                    bad.push(copy);
-                    last = failure;
-                }
-            }
-        }
-        let good = good.ok_or(last)?.freeze();
+        let Contents { good, mut bad } = self.read_copies(&self.roster().readable(piece), piece.len).await;
+        let Some((.., good)) = good.into_iter().next() else {
+            return Err(bad.pop().map_or_else(|| self.no_copy(piece), |(.., failure)| failure));
+        };
+        let good = good.freeze();
         if !bad.is_empty() && !self.read_only {
-            self.rewrite(&(piece.at..piece.at + piece.len), &good, bad).await?;
+            let bad = bad.iter().map(|(member, at, _)| (member, *at));
+            self.rewrite(&(piece.at..piece.at + piece.len), &good, bad.collect()).await?;
         }
         Ok(good)
     }
 
     /// Writes good bytes over bad copies and reads them back. A rewrite that is torn by a power cut would be a
     /// silent difference, so it is prepared like any write. That it fails is no failure of the read.
-    async fn rewrite(
-        self: &Arc<Self>,
-        range: &std::ops::Range<u64>,
-        good: &Bytes,
-        bad: Vec<(&Arc<Member>, u64)>,
-    ) -> Result<()> {
+    async fn rewrite(self: &Arc<Self>, range: &Range<u64>, good: &Bytes, bad: Vec<Copy<'_>>) -> Result<()> {
         // While the volume is being stopped, or after it has failed, nothing is changed any more.
         let Ok(_entered) = self.enter() else { return Ok(()) };
         if self.refuse_if_lost().is_err() {
@@ -117,7 +127,7 @@ impl Inner {
         Err(Error::Io { device, operation: Operation::Read, at, len, errno: rustix::io::Errno::IO })
     }
 
-    pub(super) fn no_copy(&self, span: Span) -> Error {
+    pub(crate) fn no_copy(&self, span: Span) -> Error {
         Error::NoCopy { name: self.name.clone(), at: span.at, len: span.len }
     }
 }
