@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use raid::device::{Device, Durability};
 use raid::error::Error;
+use raid::event::Event;
 use raid::geometry::Layout;
 use raid::orders::{Added, MemberName};
 use raid::status::MemberState;
@@ -316,6 +317,32 @@ fn a_member_that_still_owes_an_answer_neither_leaves_nor_returns() {
     }
 }
 
+/// The same for a member that is declared failed while it does not answer, before anybody has given up on it.
+#[test]
+fn a_member_that_is_failed_by_hand_still_owes_what_it_was_asked() {
+    let rig = rig(2);
+    rig.sim
+        .block_on(async {
+            let volume = rig.assemble(rig.plug(&[0, 1])).await.unwrap();
+            assert!(rig.witness.step(&*volume, Step::Write(0, 8)).await);
+            rig.disks[1].slow(20 * SECOND);
+            let name: MemberName = "1".parse().unwrap();
+            let failed_and_removed = async {
+                rig.sim.runtime().sleep(SECOND / 4).await;
+                volume.fail(&name).await.unwrap();
+                volume.remove(&name).await
+            };
+            let (written, refused) =
+                join(rig.witness.step(&*volume, Step::Write(0, 8)), failed_and_removed).await;
+            assert!(written);
+            assert!(matches!(refused, Err(Error::Unanswered { .. })), "{refused:?}");
+            rig.sim.runtime().sleep(20 * SECOND).await;
+            volume.remove(&name).await.unwrap();
+        })
+        .unwrap();
+    rig.witness.judge();
+}
+
 /// A device that hangs when it is looked at, or while it is made a member, holds nobody up for longer than the limit.
 #[test]
 fn a_newcomer_that_hangs_is_refused() {
@@ -344,25 +371,49 @@ fn a_newcomer_that_hangs_is_refused() {
     }
 }
 
-/// A leg that hangs under a scrub, with differences to be mended or without: the scrub ends, and the leg is out.
+/// A leg that hangs under a scrub: when it is to be read, or when a difference found on it is to be mended. The scrub
+/// ends, and the leg is out.
 #[test]
 fn a_scrub_waits_for_a_leg_that_hangs_no_longer_than_the_limit() {
-    for repair in [false, true] {
+    for (repair, read_first) in [(false, false), (true, false), (true, true)] {
         let rig = rig(2);
         rig.sim
             .block_on(async {
                 let volume = rig.assemble(rig.plug(&[0, 1])).await.unwrap();
                 assert!(rig.witness.step(&*volume, Step::WriteStable(0, 8)).await);
-                rig.disks[1].hang();
+                let disk = Arc::clone(&rig.disks[1]);
+                if read_first {
+                    disk.poke(DATA, &[7; 512]);
+                    let before = disk.counts();
+                    rig.sim.watch(Some(Box::new(move |_| {
+                        if disk.counts().reads > before.reads {
+                            disk.hang();
+                        }
+                    })));
+                } else {
+                    disk.hang();
+                }
+                let mut events = volume.events();
                 let begun = rig.sim.runtime().now();
                 volume.scrub(repair).await.unwrap();
-                until(&rig, || state(&volume, 1) == MemberState::Faulty).await;
+                loop {
+                    match events.recv().await.unwrap() {
+                        Event::ScrubFinished { mismatches, .. } => {
+                            assert_eq!(mismatches, u64::from(read_first));
+                            break;
+                        }
+                        Event::ScrubStopped { cause, .. } => panic!("{cause}"),
+                        _ => {}
+                    }
+                }
                 let took = rig.sim.runtime().now().saturating_sub(begun);
                 assert!(took >= STALL && took < STALL + 2 * GRACE, "{took:?}");
+                assert_eq!(state(&volume, 1), MemberState::Faulty);
                 let (ok, took) = timed(&rig, rig.witness.step(&*volume, Step::WriteStable(0, 8))).await;
                 assert!(ok && took < 5 * SECOND, "the scrub let its lock go: {took:?}");
             })
             .unwrap();
+        rig.sim.watch(None);
         rig.witness.judge();
     }
 }

@@ -71,6 +71,7 @@ impl Inner {
     pub(crate) async fn remove(self: &Arc<Self>, name: &MemberName) -> Result<()> {
         let _turn = self.turn().await?;
         let member = self.find(name)?;
+        self.settled(&member).await;
         let mut meta = self.meta.lock().await;
         if member.is_written() {
             return Err(Error::MemberInUse { device: member.device.name().to_owned() });
@@ -211,6 +212,14 @@ impl Inner {
         let mut meta = self.meta.lock().await;
         member.set_checkpoint(filled);
         self.record(&mut meta).await
+    }
+
+    /// Waits until what a member that is out was asked before has ended, or is given up (`stall`), which it soon is: nobody
+    /// waits for who is out. Only then is it known whether it still owes anything.
+    async fn settled(&self, member: &Arc<Member>) {
+        while member.is_faulty() && !member.load.is_idle() && !member.load.is_unanswered() {
+            self.runtime.sleep(LOOK).await;
+        }
     }
 
     /// Waits until operations that began while a member was in use have let go of it: then its device is closed, and may

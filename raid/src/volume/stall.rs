@@ -105,11 +105,12 @@ impl Inner {
         let Asked { member, answered } = &asked[own];
         let operation = order.operation();
         let stalled = || Error::Stalled { device: member.device.name().to_owned(), operation, limit: LIMIT };
+        // Before the look: who takes it out meanwhile sees that it may be asked.
+        let _counted = member.load.begin();
         if member.is_faulty() {
             // Out since it was chosen: nothing more is asked of it.
             return Err(stalled());
         }
-        let _counted = member.load.begin();
         let holder = Arc::clone(member);
         let mut under_way: BoxFuture<'static, Result<BytesMut>> =
             Box::pin(async move { order.carry_out(holder.device.as_ref()).await });
