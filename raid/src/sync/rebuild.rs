@@ -5,6 +5,10 @@
 //! [`Member::recovered`] moves on behind the last of which all earlier ones are done. Every [`CHECKPOINT`] the target is
 //! flushed and its superblock told how far it is: there a rebuild goes on after a restart, whatever ended it.
 //!
+//! A replacement is filled from the member it is to take over from, as long as that one works: the window lies on it in one
+//! piece, and the others keep their time for clients. What it cannot read, and all that other members lack, comes from
+//! the first copy in slot order.
+//!
 //! A member that returned with a known history is filled by bitmap: what no dirty region touches it has already.
 //!
 //! What was never written reads as zeroes on arrays that were blank at first: it is zeroed, not copied.
@@ -22,7 +26,7 @@ use crate::event::Event;
 use crate::geometry::{Geometry, MemberOffset, Slot, Span};
 use crate::member::{Member, State};
 use crate::superblock::SECTOR;
-use crate::volume::{Inner, Order, Roster, Seat, Verdict};
+use crate::volume::{Copy, Inner, Order, Roster, Seat, Verdict};
 use bytes::BytesMut;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::ops::Range;
@@ -155,7 +159,7 @@ async fn copy(
             zeroed.await.map_err(|failure| gone(inner, target, failure))?;
         }
     }
-    for run in runs(&roster, target, &parts) {
+    for run in runs(inner, &roster, target, &parts) {
         match copy_run(inner, target, &run).await {
             Ok(()) => {}
             Err(Trouble::Target(failure)) => return Err(gone(inner, target, failure)),
@@ -184,10 +188,11 @@ impl Run {
     }
 }
 
-fn runs(roster: &Roster, target: &Arc<Member>, parts: &[Part]) -> Vec<Run> {
+fn runs(inner: &Inner, roster: &Roster, target: &Arc<Member>, parts: &[Part]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for part in parts {
-        let source = source(roster, target, part.span);
+        let first = sources(inner, roster, target, part.span).into_iter().next();
+        let source = first.map(|(member, at)| (Arc::clone(member), at));
         if let Some(last) = runs.last_mut()
             && let (Some((member, from)), Some((one, at))) = (&last.source, &source)
             && Arc::ptr_eq(member, one)
@@ -202,10 +207,17 @@ fn runs(roster: &Roster, target: &Arc<Member>, parts: &[Part]) -> Vec<Run> {
     runs
 }
 
-/// Who a span is copied from: the first copy in slot order, which is the one that counts where copies may still differ.
-fn source(roster: &Roster, target: &Arc<Member>, span: Span) -> Option<(Arc<Member>, u64)> {
-    let mut copies = roster.readable(span).into_iter();
-    copies.find(|(member, _)| !Arc::ptr_eq(member, target)).map(|(member, at)| (Arc::clone(member), at))
+/// Who a span can be copied from, the best first: who is to be replaced, then the others in slot order. Where copies may
+/// still differ, slot order alone: resync goes by that, and must not find the target filled with something else.
+fn sources<'a>(inner: &Inner, roster: &'a Roster, target: &Arc<Member>, span: Span) -> Vec<Copy<'a>> {
+    let mut copies = roster.readable(span);
+    copies.retain(|(member, _)| !Arc::ptr_eq(member, target));
+    if !inner.may_differ(span.at, span.len)
+        && let Some(leaving) = roster.replaced_by(target)
+    {
+        copies.sort_by_key(|(member, _)| !Arc::ptr_eq(member, leaving));
+    }
+    copies
 }
 
 /// Why a run was not copied.
@@ -260,20 +272,13 @@ async fn write(inner: &Inner, target: &Arc<Member>, at: u64, bytes: BytesMut) ->
 
 async fn read_any(inner: &Inner, roster: &Roster, target: &Arc<Member>, span: Span) -> Result<BytesMut> {
     let mut last = None;
-    for (member, at) in roster.readable(span) {
-        if Arc::ptr_eq(member, target) {
-            continue;
-        }
+    for (member, at) in sources(inner, roster, target, span) {
         match inner.ask(member, Order::Read { at, len: span.len }).await {
             Ok(bytes) => return Ok(bytes),
             Err(failure) => last = Some(failure),
         }
     }
-    Err(last.unwrap_or_else(|| Error::NoCopy {
-        name: target.device.name().to_owned(),
-        at: span.at,
-        len: span.len,
-    }))
+    Err(last.unwrap_or_else(|| inner.no_copy(span)))
 }
 
 fn gone(inner: &Inner, target: &Arc<Member>, failure: Error) -> Error {

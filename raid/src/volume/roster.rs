@@ -128,6 +128,12 @@ impl Roster {
         self.mirrors.iter().filter(|set| set.contains(&own)).all(|set| set.iter().any(covers))
     }
 
+    /// Who a replacement is to take over from; `None` for a member that is none.
+    pub(crate) fn replaced_by(&self, replacement: &Arc<Member>) -> Option<&Arc<Member>> {
+        let is_it = |seat: &&Seat| seat.replacement.as_ref().is_some_and(|one| Arc::ptr_eq(one, replacement));
+        self.seats.iter().find(is_it)?.member.as_ref()
+    }
+
     /// A slot that nobody fills or holds, if there is one.
     pub(crate) fn vacancy(&self) -> Option<Slot> {
         self.seats.iter().position(Seat::is_vacant).map(Slot)
