@@ -139,6 +139,27 @@ fn an_error_during_a_race_is_repaired() {
     }
 }
 
+/// Two of three copies answer nothing any more: the third does, as soon as both have had their time.
+#[test]
+fn a_read_is_answered_by_the_last_of_three_that_answers() {
+    let template = rig(3);
+    let rig = Rig::create(Shape { layout: Layout::near(3), ..template.shape.clone() }, 1);
+    rig.sim
+        .block_on(async {
+            let volume = rig.assemble(rig.plug(&[0, 1, 2])).await.unwrap();
+            assert!(rig.witness.step(&*volume, Step::Write(0, 8)).await);
+            rig.disks[0].hang();
+            rig.disks[1].hang();
+            for round in 0..12 {
+                let (ok, took) = timed(&rig, rig.witness.step(&*volume, Step::Read(0, 8))).await;
+                assert!(ok && took < 3 * SECOND, "{ok} after {took:?}");
+                assert!(round < 6 || took < 15 * MS, "both are known to be slow, and it took {took:?}");
+            }
+        })
+        .unwrap();
+    rig.witness.judge();
+}
+
 /// While copies may differ, whoever answered first would tell who reads what.
 #[test]
 fn what_may_differ_is_read_from_one_leg_however_slow() {

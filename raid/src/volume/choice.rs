@@ -49,18 +49,18 @@ impl Inner {
         Some(if is_better { other } else { first })
     }
 
-    /// The best copy besides that of a member; `None` where it must be that one.
+    /// The best copy of those whose members have not been asked; `None` where it must be the first that was.
     pub(super) fn alternative<'a>(
         &self,
         roster: &'a Roster,
         span: Span,
-        to: &Arc<Member>,
+        is_asked: impl Fn(&Arc<Member>) -> bool,
     ) -> Option<Copy<'a>> {
         if self.may_differ(span.at, span.len) {
             return None;
         }
         let now = self.runtime.now();
-        let others = by_turn(roster, span).filter(|(member, _)| !Arc::ptr_eq(member, to));
+        let others = by_turn(roster, span).filter(|(member, _)| !is_asked(member));
         others.min_by_key(|copy| burden(copy, now))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Each part of a chunk is read from one copy (`choice`). What that copy answers at once is returned at once. A read
 //! that has to wait is *hedged*: if its member has not answered within a limit, another copy is asked as well, into a
-//! buffer of its own, and the first good answer counts. The other operation is left to itself; it owns its buffer.
+//! buffer of its own, and the first good answer counts; if both stay silent, one more, and so on. The other operations are
+//! left to themselves; they own their buffers.
 //!
 //! The limit is ten times what the *other* member's waiting reads take on average, from 20 ms to 1 s: beyond it the
 //! other would have answered many times over, so little is asked twice that would have come anyway. Below 20 ms, what
@@ -21,7 +22,7 @@ use crate::error::{Error, Operation, Result};
 use crate::geometry::Span;
 use crate::member::Member;
 use bytes::BytesMut;
-use futures_util::future::{Either, select, try_join_all};
+use futures_util::future::{Either, select, select_all, try_join_all};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -30,9 +31,9 @@ use std::time::Duration;
 const AVERAGES: u32 = 10;
 /// The shortest limit.
 const SHORTEST: Duration = Duration::from_millis(20);
-/// The longest limit, and the time between looks for another copy where there was none.
+/// The longest limit, and the time between looks for one more copy.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Reads of a volume that may be asked twice at once.
+/// Reads of a volume that may be asked of more than one copy at once.
 pub(super) const MOST_HEDGES: usize = 32;
 
 impl Inner {
@@ -78,45 +79,28 @@ impl Inner {
         run_to_end(self, async move { body.recover(span).await }).await
     }
 
-    /// Waits for a read, and asks another copy as well when it takes too long. `None`: one of them failed.
-    async fn wait_for(
-        &self,
-        span: Span,
-        member: &Arc<Member>,
-        mut read: Io<'_, BytesMut>,
-    ) -> Option<BytesMut> {
+    /// Waits for a read, and asks other copies as well when it takes too long. `None`: one of them failed.
+    async fn wait_for(&self, span: Span, member: &Arc<Member>, read: Io<'_, BytesMut>) -> Option<BytesMut> {
         let begun = self.runtime.now();
         let _counted = member.load.begin_read();
-        let mut limit = self.limit(span, member);
-        loop {
-            match select(read, self.runtime.sleep(limit)).await {
-                Either::Left((Ok(bytes), _)) => {
-                    member.load.read_took(self.runtime.now().saturating_sub(begun));
-                    if member.load.was_in_time() {
-                        tracing::info!(volume = %self.name, member = member.device.name(), "answers in time again");
-                    }
-                    return Some(bytes);
+        let limit = self.limit(span, member);
+        match select(read, self.runtime.sleep(limit)).await {
+            Either::Left((Ok(bytes), _)) => {
+                member.load.read_took(self.runtime.now().saturating_sub(begun));
+                if member.load.was_in_time() {
+                    tracing::info!(volume = %self.name, member = member.device.name(), "answers in time again");
                 }
-                Either::Left((Err(failure), _)) => return self.failed(member, &failure),
-                Either::Right(((), unanswered)) => read = unanswered,
+                Some(bytes)
             }
-            // As things are now: the other may have gone meanwhile, or the range may differ.
-            let roster = self.roster();
-            if let Some((other, at)) = self.alternative(&roster, span, member)
-                && let Ok(_permit) = self.hedges.try_acquire()
-            {
-                return self
-                    .race(member, begun, read, other, other.device.read(at, buffer(span.len as usize)))
-                    .await;
-            }
-            limit = LONGEST;
+            Either::Left((Err(failure), _)) => self.failed(member, &failure),
+            Either::Right(((), read)) => Box::pin(self.hedge(span, member, begun, read)).await,
         }
     }
 
     /// How long a member has for a read before another is asked.
     fn limit(&self, span: Span, member: &Arc<Member>) -> Duration {
         let roster = self.roster();
-        match self.alternative(&roster, span, member) {
+        match self.alternative(&roster, span, |one| Arc::ptr_eq(one, member)) {
             Some((other, _)) if !other.load.is_slow() => {
                 (other.load.average() * AVERAGES).clamp(SHORTEST, LONGEST)
             }
@@ -124,34 +108,68 @@ impl Inner {
         }
     }
 
-    /// The first good answer of two.
-    async fn race(
+    /// The first answer to a read that is late, or to the same read of other copies: of one, and then of one more each
+    /// time that nobody has answered for as long as the longest limit.
+    async fn hedge(
         &self,
+        span: Span,
         member: &Arc<Member>,
         begun: Duration,
         read: Io<'_, BytesMut>,
-        other: &Arc<Member>,
-        second: Io<'_, BytesMut>,
     ) -> Option<BytesMut> {
-        let again = self.runtime.now();
-        let _counted = other.load.begin_read();
-        match select(read, second).await {
-            Either::Left((Ok(bytes), _)) => {
-                member.load.read_took(self.runtime.now().saturating_sub(begun));
-                Some(bytes)
-            }
-            Either::Right((Ok(bytes), _)) => {
-                let now = self.runtime.now();
-                other.load.read_took(now.saturating_sub(again));
-                if member.load.was_late(now) {
-                    tracing::warn!(volume = %self.name, member = member.device.name(),
-                        "slow: reads go to other copies where there are any, until it answers in time again");
+        let (mut asked, mut reads) = (vec![(Arc::clone(member), begun)], vec![read]);
+        let mut permit = None;
+        loop {
+            if let Some((other, again)) = self.ask_another(span, &asked) {
+                permit = permit.or_else(|| self.hedges.try_acquire().ok());
+                if permit.is_some() {
+                    asked.push((other, self.runtime.now()));
+                    reads.push(again);
                 }
-                Some(bytes)
             }
-            Either::Left((Err(failure), _)) => self.failed(member, &failure),
-            Either::Right((Err(failure), _)) => self.failed(other, &failure),
+            match select(select_all(reads), self.runtime.sleep(LONGEST)).await {
+                Either::Left(((outcome, number, _), _)) => return self.answered(&asked, number, outcome),
+                Either::Right(((), unanswered)) => reads = unanswered.into_inner(),
+            }
         }
+    }
+
+    /// A read of a copy that has not been asked yet, where there is one.
+    fn ask_another(
+        &self,
+        span: Span,
+        asked: &[(Arc<Member>, Duration)],
+    ) -> Option<(Arc<Member>, Io<'static, BytesMut>)> {
+        // As things are now: a member may have gone meanwhile, or the range may differ.
+        let roster = self.roster();
+        let is_asked = |one: &Arc<Member>| asked.iter().any(|(member, _)| Arc::ptr_eq(member, one));
+        let (other, at) = self.alternative(&roster, span, is_asked)?;
+        let holder = Arc::clone(other);
+        let read = async move {
+            let _counted = holder.load.begin_read();
+            holder.device.read(at, buffer(span.len as usize)).await
+        };
+        Some((Arc::clone(other), Box::pin(read)))
+    }
+
+    /// Of those who were asked, each at some moment, this number has answered first.
+    fn answered(
+        &self,
+        asked: &[(Arc<Member>, Duration)],
+        number: usize,
+        outcome: Result<BytesMut>,
+    ) -> Option<BytesMut> {
+        let (member, since) = &asked[number];
+        let now = self.runtime.now();
+        let bytes = outcome.map_or_else(|failure| self.failed(member, &failure), Some)?;
+        member.load.read_took(now.saturating_sub(*since));
+        for (late, _) in &asked[..number] {
+            if late.load.was_late(now) {
+                tracing::warn!(volume = %self.name, member = late.device.name(),
+                    "slow: reads go to other copies where there are any, until it answers in time again");
+            }
+        }
+        Some(bytes)
     }
 
     /// Notes that a read failed. There is no answer then.
