@@ -8,6 +8,7 @@
 //! Nothing is written here, and no data is read: superblocks and bitmaps only.
 
 use super::metadata::{Content, Meta, Written};
+use super::pulse::Pulse;
 use super::range_lock::RangeLocks;
 use super::read::MOST_HEDGES;
 use super::untouched::Untouched;
@@ -121,6 +122,7 @@ pub(super) async fn assemble(
         unsynced = unsynced.len(), "assembled");
     Ok(Inner {
         own: Weak::new(),
+        pulse: Pulse::new(Arc::clone(&runtime)),
         runtime,
         uuid: freshest.array,
         name: name.clone(),

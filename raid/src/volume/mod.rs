@@ -25,17 +25,18 @@
 //!
 //! Hot-path cost. *Read* within a chunk: a counter, a reference to the roster, atomic loads (twice whether copies may differ,
 //! and of the member its state, bad blocks, reads in flight and lateness), one boxed future, then the member's read straight
-//! into the caller's buffer; no lock, no clock. One that is not answered at once: two counters, a look at another copy and
-//! at the clock, a box and a timer. A read over several chunks splits that buffer (no copy) and reads its parts at once.
-//! *Write* into a dirty region: a counter and three looks at the roster, one task and one oneshot, three plain mutexes
-//! (gate, range lock, bitmap) taken twice each, and an order a leg (`stall`); the payload is shared between legs, not
-//! copied.
+//! into the caller's buffer; no lock, no clock. One that is not answered at once: a counter, a look at another copy and at
+//! the clock, a box, and a place in a list under a plain mutex (`pulse`). A read over several chunks splits that buffer (no
+//! copy) and reads its parts at once. *Write* into a dirty region: a counter and three looks at the roster, one task and one
+//! oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each, and an order a leg (`stall`); the payload is
+//! shared between legs, not copied.
 
 mod assemble;
 mod choice;
 mod grow;
 mod lifecycle;
 mod metadata;
+mod pulse;
 mod range_lock;
 mod read;
 mod repair;
@@ -103,6 +104,8 @@ pub(crate) struct Inner {
     pub(crate) locks: RangeLocks,
     /// How many more reads may be asked twice now.
     hedges: Semaphore,
+    /// Tells who waits for a member how time goes by.
+    pulse: pulse::Pulse,
     /// `None` where the array has no bitmap.
     pub(crate) intent: Option<Mutex<Intent>>,
     /// Whether the superblocks say, durably, that the array is in use.

@@ -84,16 +84,16 @@ impl Inner {
         let begun = self.runtime.now();
         let _counted = member.load.begin_read();
         let limit = self.limit(span, member);
-        match select(read, self.runtime.sleep(limit)).await {
-            Either::Left((Ok(bytes), _)) => {
+        match self.pulse.wait(read, limit).await {
+            Ok(Ok(bytes)) => {
                 member.load.read_took(self.runtime.now().saturating_sub(begun));
                 if member.load.was_in_time() {
                     tracing::info!(volume = %self.name, member = member.device.name(), "answers in time again");
                 }
                 Some(bytes)
             }
-            Either::Left((Err(failure), _)) => self.failed(member, &failure),
-            Either::Right(((), read)) => Box::pin(self.hedge(span, member, begun, read)).await,
+            Ok(Err(failure)) => self.failed(member, &failure),
+            Err(read) => Box::pin(self.hedge(span, member, begun, read)).await,
         }
     }
 

@@ -21,7 +21,7 @@
 //!
 //! Client reads hold no lock and are hedged instead (`read`).
 //!
-//! Cost of an order: two boxes, one timer that normally never fires, four atomic operations.
+//! Cost of an order: a box, a place in a list (`pulse`), four atomic operations.
 
 use super::Inner;
 use crate::device::{Device, Durability, ZeroMode, buffer};
@@ -115,14 +115,14 @@ impl Inner {
         let mut under_way: BoxFuture<'static, Result<BytesMut>> =
             Box::pin(async move { order.carry_out(holder.device.as_ref()).await });
         loop {
-            match select(under_way, self.runtime.sleep(LOOK)).await {
-                Either::Left((outcome, _)) => {
+            match self.pulse.wait(under_way, LOOK).await {
+                Ok(outcome) => {
                     let now = self.runtime.now();
                     answered.store(now.as_nanos() as u64, Ordering::Release);
                     member.load.was_answered(since, now);
                     return outcome;
                 }
-                Either::Right(((), unanswered)) => under_way = unanswered,
+                Err(unanswered) => under_way = unanswered,
             }
             if self.gives_up(asked, member, since, &stalled) {
                 self.leave(member, under_way);
