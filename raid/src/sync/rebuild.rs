@@ -16,7 +16,7 @@
 //! What no other member can read is listed as bad on the target too, where it has a list: one lost sector does not
 //! keep a whole member from being filled.
 //!
-//! Cost of a window: one range lock, a read for each run of the target that lies in one piece on its source, one
+//! Cost of a window: one task, one range lock, a read for each run of the target that lies in one piece on its source, one
 //! write; one buffer, not copied.
 
 use super::Pace;
@@ -26,7 +26,7 @@ use crate::event::Event;
 use crate::geometry::{Geometry, MemberOffset, Slot, Span};
 use crate::member::{Member, State};
 use crate::superblock::SECTOR;
-use crate::volume::{Copy, Inner, Order, Roster, Seat, Verdict};
+use crate::volume::{Copy, Inner, Order, Roster, Seat, Verdict, run_to_end};
 use bytes::BytesMut;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::ops::Range;
@@ -74,7 +74,9 @@ async fn fill(inner: &Arc<Inner>, target: &Arc<Member>, slot: Slot) -> Result<()
         while under_way.len() < DEPTH && next < used {
             let window = next..(next / WINDOW * WINDOW + WINDOW).min(used);
             next = window.end;
-            under_way.push_back(copy(inner, target, slot, window));
+            let (body, target) = (Arc::clone(inner), Arc::clone(target));
+            // A task of its own: what it has locked it lets go, whatever is waited for here.
+            under_way.push_back(run_to_end(inner, async move { copy(&body, &target, slot, window).await }));
         }
         let Some(done) = under_way.next().await else { break };
         let window: Range<u64> = done?;
