@@ -62,6 +62,12 @@ pub enum Error {
         /// What was asked.
         operation: Operation,
     },
+    /// A command to a volume that is served read-only.
+    #[error("volume `{name}` is served read-only: serve it without --read-only to change it")]
+    ServedReadOnly {
+        /// The volume's name.
+        name: String,
+    },
     /// The operating system, or a simulated disk, failed an operation.
     #[error("{device}: {operation} of {len} bytes at {at} failed: {}", words(*errno))]
     Io {
@@ -567,7 +573,7 @@ impl Error {
         match self {
             Self::OutOfBounds { operation: Operation::Write | Operation::WriteZeroes, .. }
             | Self::NoNumberLeft { .. } => Errno::NOSPC,
-            Self::ReadOnly { .. } => Errno::PERM,
+            Self::ReadOnly { .. } | Self::ServedReadOnly { .. } => Errno::PERM,
             Self::Io { errno, .. }
             | Self::Open { errno, .. }
             | Self::Size { errno, .. }
@@ -636,7 +642,10 @@ impl Error {
     #[must_use]
     pub fn spares_device(&self) -> bool {
         match self {
-            Self::OutOfBounds { .. } | Self::ReadOnly { .. } | Self::Stopped { .. } => true,
+            Self::OutOfBounds { .. }
+            | Self::ReadOnly { .. }
+            | Self::ServedReadOnly { .. }
+            | Self::Stopped { .. } => true,
             Self::Io { operation: Operation::Flush, .. } => false,
             Self::Io { errno, .. } => {
                 const CLIENTS: [Errno; 5] =

@@ -116,7 +116,7 @@ fn begun_here(layout: &str, n: usize, case: Case) -> HalfWay {
     written.extend(array.write_more());
     let said = if case == Case::ByBitmap {
         // Enough that something is missing everywhere.
-        (0..4).for_each(|_| written.extend(array.write_more()));
+        (0..20).for_each(|_| written.extend(array.write_more()));
         array.raid10("add", &[images[SLOT].to_str().expect("plain")])
     } else {
         images[SLOT] = array.device("new", MEMBER);

@@ -62,12 +62,18 @@ impl Pace {
     /// The walk has done so many bytes since it was last here: rests as long as it should.
     pub(crate) async fn took(&mut self, inner: &Inner, bytes: u64) {
         let foreground = inner.speed.foreground.load(Ordering::Relaxed);
-        let worked = inner.runtime.now().saturating_sub(self.since);
-        let (least, most) = inner.speed.limits();
-        let rest = rest(bytes, worked, foreground != self.foreground, least, most);
+        let busy = foreground != self.foreground;
+        let done = inner.runtime.now();
+        let worked = done.saturating_sub(self.since);
         self.foreground = foreground;
-        if !rest.is_zero() {
-            inner.runtime.sleep(rest).await;
+        loop {
+            let (least, most) = inner.speed.limits();
+            let rested = inner.runtime.now().saturating_sub(done);
+            let left = rest(bytes, worked, busy, least, most).saturating_sub(rested);
+            if left.is_zero() {
+                break;
+            }
+            inner.runtime.sleep(left.min(LONGEST)).await;
         }
         self.since = inner.runtime.now();
     }

@@ -79,7 +79,7 @@ async fn fill(inner: &Arc<Inner>, target: &Arc<Member>, slot: Slot) -> Result<()
             under_way.push_back(run_to_end(inner, async move { copy(&body, &target, slot, window).await }));
         }
         let Some(done) = under_way.next().await else { break };
-        let window: Range<u64> = done?;
+        let (window, bytes): (Range<u64>, u64) = done?;
         target.set_recovered(window.end);
         running.advance(window.end);
         if target.is_faulty() {
@@ -90,7 +90,7 @@ async fn fill(inner: &Arc<Inner>, target: &Arc<Member>, slot: Slot) -> Result<()
             inner.checkpoint(target, window.end).await?;
             checked = inner.runtime.now();
         }
-        pace.took(inner, window.end - window.start).await;
+        pace.took(inner, bytes).await;
     }
     let _entered = inner.enter()?;
     flush(inner, target).await?;
@@ -129,13 +129,13 @@ fn split_untouched(inner: &Inner, parts: Vec<Part>) -> (Vec<Part>, Vec<Part>) {
     parts.into_iter().partition(|part| inner.untouched.covers(&(part.span.at..part.span.at + part.span.len)))
 }
 
-/// Copies one window to the target.
+/// Copies one window to the target. Gives it back, and how many bytes of it there were to copy.
 async fn copy(
     inner: &Arc<Inner>,
     target: &Arc<Member>,
     slot: Slot,
     window: Range<u64>,
-) -> Result<Range<u64>> {
+) -> Result<(Range<u64>, u64)> {
     let _entered = inner.enter()?;
     let mut parts = parts(&inner.roster().geometry, slot, &window);
     if target.is_by_bitmap()
@@ -147,7 +147,8 @@ async fn copy(
     }
     let hull = parts.iter().map(|part| part.span.at..part.span.at + part.span.len);
     let hull = hull.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-    let Some(hull) = hull else { return Ok(window) };
+    let bytes = parts.iter().map(|part| part.span.len).sum();
+    let Some(hull) = hull else { return Ok((window, bytes)) };
     let _lock = inner.locks.lock(inner.blocks(hull.start, hull.end - hull.start)).await;
     // Under the lock: who is in sync now has all that was acknowledged.
     let roster = inner.roster();
@@ -175,7 +176,7 @@ async fn copy(
     }
     // Whoever failed meanwhile is on record before what was copied without it counts.
     inner.recorded().await?;
-    Ok(window)
+    Ok((window, bytes))
 }
 
 /// Parts that lie in one piece on the target and on the member they are copied from.

@@ -235,7 +235,7 @@ impl Inner {
     /// Whether anything may be changed at all.
     pub(crate) fn refuse_if_unwritable(&self) -> Result<()> {
         if self.read_only {
-            return Err(Error::ReadOnly { operation: Operation::Write });
+            return Err(Error::ServedReadOnly { name: self.name.clone() });
         }
         self.refuse_if_lost()
     }

@@ -2,7 +2,7 @@
 
 use super::{Inner, Roster};
 use crate::member::{Member, State};
-use crate::status::{BitmapStatus, MemberState, MemberStatus, Status, VolumeState};
+use crate::status::{BitmapStatus, MemberState, MemberStatus, Status, SyncAction, SyncStatus, VolumeState};
 use std::sync::atomic::Ordering;
 
 pub(super) fn status(inner: &Inner) -> Status {
@@ -29,10 +29,25 @@ pub(super) fn status(inner: &Inner) -> Status {
         size: geometry.size(),
         state,
         members: member_statuses(&roster),
-        sync: inner.progress.status(inner.runtime.now()),
+        sync: sync(inner, &roster),
         mismatches: inner.scrub.count(),
         bitmap,
     }
+}
+
+/// What is under way. A member that waits to be filled counts, and a spare that waits for its slot: whoever waits for
+/// the end does not take the time before the beginning for it.
+fn sync(inner: &Inner, roster: &Roster) -> SyncStatus {
+    let sync = inner.progress.status(inner.runtime.now());
+    if sync.action != SyncAction::Idle || inner.refuse_if_unwritable().is_err() {
+        return sync;
+    }
+    let filled = roster.written().find(|member| member.state() == State::Rebuilding);
+    let waits = filled.or_else(|| roster.vacancy().and_then(|_| roster.spare()));
+    waits.map_or(sync, |member| {
+        let (done, total) = (member.recovered(), roster.geometry.used());
+        SyncStatus { action: SyncAction::Recover, done, total, speed: 0, eta_s: 0 }
+    })
 }
 
 /// Slots in order, replacements behind whom they are to replace, then those without a slot.
