@@ -3,7 +3,7 @@
 //! What may differ is the volume's set of unsynced ranges. A piece of it is taken under the range lock, its copies
 //! are compared, and blocks that differ are written from the first readable copy in slot order, as md does. The
 //! writes are durable before the piece leaves the set: only then may a reader see it, because from then on what it
-//! holds must not change, whichever member is lost.
+//! holds must not change, whichever member is lost. So is what a killed process wrote and never flushed.
 //!
 //! Two callers: a reader that needs a range now, and a walk in the background. Neither costs anything once the set
 //! is empty.
@@ -99,6 +99,7 @@ pub(crate) async fn equalise(inner: &Arc<Inner>, range: Range<u64>) -> Result<()
 async fn equalise_window(inner: &Arc<Inner>, window: Range<u64>) -> Result<()> {
     let _entered = inner.enter()?;
     let _lock = inner.locks.lock(window.clone()).await;
+    inner.settle_caches().await?;
     let ranges = inner.unsynced.lock().within(&window);
     let mut failed: Vec<(Range<u64>, Error)> = Vec::new();
     let roster = inner.roster();

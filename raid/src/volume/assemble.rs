@@ -139,6 +139,7 @@ pub(super) async fn assemble(
         meta: tokio::sync::Mutex::new(meta),
         any_unsynced: AtomicBool::new(!unsynced.is_empty()),
         unsynced: Mutex::new(unsynced),
+        settled: AtomicBool::new(freshest.is_clean()),
         progress: Progress::default(),
         speed: Speed::default(),
         scrub: Scrub::default(),

@@ -17,7 +17,8 @@
 //! - *Nobody waits for ever for one of several.* Reads of a slow leg are hedged (`read`); a leg that does not answer what
 //!   holds a lock is taken out after a limit, but never the last copy (`stall`).
 //! - *Unsynced ranges are made equal before they are read* (`sync`), durably, so that a block once read after an
-//!   unclean stop never changes, whichever member is lost later.
+//!   unclean stop never changes, whichever member is lost later. Copies that are equal may be so in the machine's caches
+//!   only, where a process was killed: all legs are flushed first, once.
 //! - *A change runs to its end.* The body of a write, flush or repair is a task of its own, spawned through
 //!   [`Runtime`]: a client that drops the future half-way leaves no leg behind, and no error of a flush unseen.
 //!
@@ -114,6 +115,8 @@ pub(crate) struct Inner {
     pub(crate) unsynced: Mutex<RangeSet>,
     /// Whether `unsynced` holds anything, so that reads need not lock it.
     pub(crate) any_unsynced: AtomicBool,
+    /// Whether all that the legs held at the start is durable, whatever process wrote it.
+    settled: AtomicBool,
     pub(crate) progress: Progress,
     pub(crate) speed: Speed,
     pub(crate) scrub: Scrub,

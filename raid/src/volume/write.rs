@@ -199,6 +199,16 @@ impl Inner {
         unsettled.map_or(Ok(()), Err)
     }
 
+    /// Makes durable, once, what an earlier process may have left in the machine's caches when it was killed: two copies
+    /// that are equal there may differ after a power cut.
+    pub(crate) async fn settle_caches(&self) -> Result<()> {
+        if !self.settled.load(Ordering::Acquire) {
+            self.flush().await?;
+            self.settled.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// The clean stop. Runs once; a second call finds everything done.
     pub(super) async fn stop(self: &Arc<Self>) -> Result<()> {
         self.gate.close();
