@@ -10,7 +10,7 @@ use futures_util::future::join;
 use raid::device::{Device, Durability};
 use raid::error::{Error, Operation};
 use raid::geometry::Layout;
-use raid::status::MemberState;
+use raid::status::{MemberState, SyncAction};
 use raid::superblock::Superblock;
 use raid::volume::Volume;
 use rustix::io::Errno;
@@ -356,4 +356,30 @@ fn a_stale_member_that_returns_is_not_read() {
             rig.check_with(&rig.slots());
         }
     }
+}
+
+/// `raid10 add` and then `raid10 wait`: whoever asks what is under way is told of a rebuild before it has begun, and
+/// between that of one member and that of the next.
+#[test]
+fn a_member_that_waits_to_be_filled_is_under_way() {
+    for_seeds("sim_life::a_member_that_waits_to_be_filled_is_under_way", 20, |seed| {
+        let rig = template(Layout::near(2), 4).fork(seed);
+        let runtime = rig.sim.runtime();
+        let run = async {
+            let volume = rig.start(rig.plug(&rig.slots())).await.unwrap();
+            for order in [Order::Fail(0), Order::Fail(2), Order::Add(4), Order::Add(5)] {
+                rig.order(&volume, order).await.unwrap();
+            }
+            loop {
+                let status = volume.status();
+                if status.members.iter().all(|member| member.state != MemberState::Rebuilding) {
+                    break;
+                }
+                assert_ne!(status.sync.action, SyncAction::Idle, "{status:?}");
+                runtime.sleep(Duration::from_micros(10)).await;
+            }
+            volume.stop().await.unwrap();
+        };
+        rig.end(&rig.sim.block_on(run), CutStyle::AllLost);
+    });
 }
