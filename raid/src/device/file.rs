@@ -4,17 +4,24 @@
 //! wait for the disk, or goes past the page cache, and every write, flush and discard, runs on tokio's blocking threads: one hop each.
 
 use super::direct::Direct;
-use super::{Device, Durability, Io, Piece, ZeroMode, check_range};
+use super::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range, push_extent};
 use crate::error::{Error, Operation, Result};
+use crate::runtime::BoxFuture;
 use bytes::{Bytes, BytesMut};
-use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Extents that one call looks for at most, two seeks each.
+const MOST_EXTENTS: usize = 1024;
+/// Bytes that one call brings into the page cache at most.
+const MOST_PREFETCH: u64 = 64 << 20;
 
 /// What the holder of a [`FileDevice`] may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +53,10 @@ pub struct FileDevice {
     mode: OpenMode,
     /// `None`: through the page cache.
     direct: Option<Arc<Direct>>,
+    /// Whether holes can be punched, once that was tried.
+    punches: OnceLock<bool>,
+    /// Whether it lies on a rotating disk, once that was looked for.
+    rotates: OnceLock<bool>,
 }
 
 /// Why a blocking operation failed.
@@ -102,7 +113,8 @@ impl FileDevice {
         };
         let size = size_of(&file, is_regular, direct.as_deref()).map_err(failed)?;
         let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
-        Ok(Self { file, name, path, size, is_regular, mode, direct })
+        let (punches, rotates) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { file, name, path, size, is_regular, mode, direct, punches, rotates })
     }
 
     /// Where it was opened.
@@ -260,6 +272,105 @@ impl Device for FileDevice {
         let located = self.check(Operation::Read, at, len).map(|()| pieces);
         Box::pin(async { located })
     }
+
+    /// Holes of a file are told by its file system; a block device says that all is data.
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        if let Err(refused) = self.check(Operation::Read, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        if !self.is_regular || len == 0 {
+            let all = Vec::from_iter((len > 0).then_some(Extent { len, hole: false }));
+            return Box::pin(async { Ok(all) });
+        }
+        self.blocking(Operation::Read, at, len, move |file| Ok(extents_of(file, at, len)?))
+    }
+
+    fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
+        if let Err(refused) = self.check(Operation::Read, at, len) {
+            return Box::pin(async { Err(refused) });
+        }
+        let wanted = NonZeroU64::new(len.min(MOST_PREFETCH)).filter(|_| self.direct.is_none());
+        let Some(wanted) = wanted else { return Box::pin(async { Ok(()) }) };
+        // It may wait for a place in the disk's queue: not on this thread.
+        self.blocking(Operation::Read, at, len, move |file| {
+            Ok(rustix::fs::fadvise(file, at, Some(wanted), Advice::WillNeed)?)
+        })
+    }
+
+    /// Punching is fast where the file system can do it. What keeps its space, and what block devices do, may be slow.
+    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+        if mode != ZeroMode::MayPunch || !self.is_regular || self.mode == OpenMode::ReadOnly {
+            return Box::pin(async { false });
+        }
+        let file = Arc::clone(&self.file);
+        Box::pin(async move {
+            if let Some(&known) = self.punches.get() {
+                return known;
+            }
+            let tried = tokio::task::spawn_blocking(move || can_punch(&file)).await.unwrap_or(false);
+            *self.punches.get_or_init(|| tried)
+        })
+    }
+
+    fn is_rotational(&self) -> bool {
+        *self.rotates.get_or_init(|| rotates(&self.file, self.is_regular).unwrap_or(false))
+    }
+}
+
+/// What of a range of a regular file is data and what holes, as far as [`MOST_EXTENTS`] go.
+fn extents_of(file: &File, at: u64, len: u64) -> std::result::Result<Vec<Extent>, Errno> {
+    let end = at + len;
+    if (rustix::fs::fstat(file)?.st_size as u64) < end {
+        // It was cut short under us: that is no hole.
+        return Err(Errno::IO);
+    }
+    // Seeking moves the file's own position, which nothing here uses.
+    let seek = |to| rustix::fs::seek(file, to).map(|found| found.min(end));
+    let mut extents = Vec::new();
+    let mut next = at;
+    // Writers may change the file meanwhile: what is told was so at some moment.
+    for _ in 0..MOST_EXTENTS / 2 {
+        let data = match seek(SeekFrom::Data(next)) {
+            Ok(data) => data.max(next),
+            // No data behind it.
+            Err(Errno::NXIO) => end,
+            // A file system that does not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => next,
+            Err(errno) => return Err(errno),
+        };
+        push_extent(&mut extents, Extent { len: data - next, hole: true });
+        next = match seek(SeekFrom::Hole(data)) {
+            _ if data == end => end,
+            Ok(hole) => hole.max(data),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => end,
+            Err(errno) => return Err(errno),
+        };
+        push_extent(&mut extents, Extent { len: next - data, hole: false });
+        if next == end {
+            break;
+        }
+    }
+    if extents.is_empty() {
+        extents.push(Extent { len, hole: false });
+    }
+    Ok(extents)
+}
+
+/// Whether the file system can punch holes, tried where the file has nothing: behind its end.
+fn can_punch(file: &File) -> bool {
+    let behind = rustix::fs::fstat(file).map(|stat| (stat.st_size as u64).next_multiple_of(4096));
+    behind.and_then(|at| punch(file, at, 4096)).is_ok()
+}
+
+/// What sysfs says of the disk that a file lies on, or that it is; `None` where that cannot be told.
+fn rotates(file: &File, is_regular: bool) -> Option<bool> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let device = if is_regular { stat.st_dev } else { stat.st_rdev };
+    let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    // A partition has no queue of its own; its disk's lies one level up.
+    let told =
+        ["queue", "../queue"].map(|queue| std::fs::read_to_string(format!("{dir}/{queue}/rotational")));
+    told.into_iter().flatten().next().map(|text| text.trim() == "1")
 }
 
 /// Whether a file consists of one hole: it has never been written to and reads as zeroes. `false` where that cannot be
@@ -368,6 +479,56 @@ mod tests {
         file.as_file().set_len(size).unwrap();
         let device = FileDevice::open(file.path(), OpenMode::ReadWrite).unwrap();
         (file, device)
+    }
+
+    #[tokio::test]
+    async fn holes_are_told_and_their_ends_are_right() {
+        let (file, device) = file_of(1 << 20);
+        let hole = |len, hole| Extent { len, hole };
+        assert_eq!(device.extents(0, 1 << 20).await.unwrap(), [hole(1 << 20, true)]);
+        device.write(256 << 10, Bytes::from_static(&[7; 4096]), Durability::Cached).await.unwrap();
+        device.write((1 << 20) - 4096, Bytes::from_static(&[7; 4096]), Durability::Cached).await.unwrap();
+        let all = device.extents(0, 1 << 20).await.unwrap();
+        assert_eq!(all.iter().map(|extent| extent.len).sum::<u64>(), 1 << 20);
+        assert!(all.windows(2).all(|two| two[0].hole != two[1].hole), "{all:?}");
+        // A part: from within the data, to within the hole.
+        let part = device.extents((256 << 10) + 512, 8192).await.unwrap();
+        assert_eq!(part, [hole(4096 - 512, false), hole(4096 + 512, true)]);
+        assert!(device.extents(0, 0).await.unwrap().is_empty());
+        assert!(matches!(device.extents(1 << 20, 1).await, Err(Error::OutOfBounds { .. })));
+        device.discard(0, 1 << 20).await.unwrap();
+        assert_eq!(device.extents(0, 1 << 20).await.unwrap(), [hole(1 << 20, true)]);
+        // A file that was cut short has no hole there: it has nothing.
+        file.as_file().set_len(4096).unwrap();
+        assert!(matches!(device.extents(0, 8192).await, Err(Error::Io { .. })));
+    }
+
+    #[tokio::test]
+    async fn the_work_for_extents_is_bounded() {
+        let (file, device) = file_of(64 << 20);
+        for at in (0..64 << 20).step_by(16 << 10) {
+            std::os::unix::fs::FileExt::write_all_at(file.as_file(), &[1], at).unwrap();
+        }
+        let found = device.extents(0, 64 << 20).await.unwrap();
+        assert!(found.len() <= MOST_EXTENTS && found.len() > 1, "{}", found.len());
+        let told: u64 = found.iter().map(|extent| extent.len).sum();
+        assert!(told < 64 << 20, "all of it was looked at");
+    }
+
+    #[tokio::test]
+    async fn advice_and_questions_change_nothing() {
+        let (file, device) = file_of(8192);
+        device.write(0, Bytes::from_static(&[7; 8192]), Durability::Cached).await.unwrap();
+        device.prefetch(0, 8192).await.unwrap();
+        assert!(device.prefetch(0, 8193).await.is_err());
+        // Temporary files lie where holes can be punched.
+        assert!(device.zeroes_fast(ZeroMode::MayPunch).await);
+        assert!(!device.zeroes_fast(ZeroMode::Allocate).await);
+        assert_eq!(device.is_rotational(), device.is_rotational());
+        drop(device);
+        let read_only = FileDevice::open(file.path(), OpenMode::ReadOnly).unwrap();
+        assert!(!read_only.zeroes_fast(ZeroMode::MayPunch).await);
+        assert_eq!(std::fs::read(file.path()).unwrap(), [7; 8192]);
     }
 
     #[tokio::test]

@@ -121,6 +121,21 @@ impl Granules {
         })
     }
 
+    /// The untouched parts of a range, in order, apart from each other.
+    #[must_use]
+    pub fn within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut parts: Vec<Range<u64>> = Vec::new();
+        for at in self.over(range).filter(|&at| self.bit(at)) {
+            let start = (at as u64 * self.size).max(range.start);
+            let end = (at as u64 + 1).saturating_mul(self.size).min(self.bytes).min(range.end);
+            match parts.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => parts.push(start..end),
+            }
+        }
+        parts
+    }
+
     /// The granules that a range touches, as far as it lies in the array.
     fn over(&self, range: &Range<u64>) -> Range<usize> {
         if range.start >= range.end.min(self.bytes) {

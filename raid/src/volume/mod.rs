@@ -34,6 +34,7 @@
 
 mod assemble;
 mod choice;
+mod extents;
 mod grow;
 mod lifecycle;
 mod metadata;
@@ -56,12 +57,12 @@ pub(crate) use roster::{Roster, Seat};
 pub(crate) use stall::Order;
 
 use crate::bitmap::Intent;
-use crate::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
+use crate::device::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::event::{Event, EventLog, Mismatch};
 use crate::member::Member;
 use crate::orders::{Added, MemberName, SpeedLimits};
-use crate::runtime::Runtime;
+use crate::runtime::{BoxFuture, Runtime};
 use crate::sync::{Progress, Scrub, Speed, scrub};
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -470,5 +471,26 @@ impl Device for Volume {
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         Box::pin(self.inner.locate(at, len))
+    }
+
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        Box::pin(self.inner.extents(at, len))
+    }
+
+    fn blank(&self, at: u64, len: u64) -> Vec<Range<u64>> {
+        self.inner.untouched.blank_within(&(at..at.saturating_add(len)))
+    }
+
+    fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
+        Box::pin(self.inner.prefetch(at, len))
+    }
+
+    /// A leg that is slow at it makes all slow.
+    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+        Box::pin(self.inner.zeroes_fast(mode))
+    }
+
+    fn is_rotational(&self) -> bool {
+        self.inner.is_rotational()
     }
 }

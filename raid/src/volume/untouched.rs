@@ -61,6 +61,15 @@ impl Untouched {
         self.any.load(Ordering::Acquire) && self.state.lock().now.is_untouched(range)
     }
 
+    /// The parts of a range that read as zeroes because they were never written, in order, apart from each other.
+    pub(crate) fn blank_within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        if self.blank && self.any.load(Ordering::Acquire) {
+            self.state.lock().now.within(range)
+        } else {
+            Vec::new()
+        }
+    }
+
     /// The range is about to be written. Returns whether the records know already; if not, they are to be written first.
     #[must_use]
     pub(crate) fn touch(&self, range: &Range<u64>) -> bool {
@@ -108,5 +117,19 @@ mod tests {
         untouched.written(&snapshot);
         assert!(untouched.touch(&(0..4096)) && untouched.is_recorded(&(0..512)));
         assert!(!untouched.touch(&(8192..8193)), "touched after the snapshot was taken");
+    }
+
+    #[test]
+    fn what_is_blank_ends_where_it_was_touched() {
+        let untouched = Untouched::new(Granules::new(1 << 20, 4096, true), true);
+        let size = untouched.granules().size();
+        let ends = 100..4 * size + 7;
+        assert_eq!(untouched.blank_within(&ends), std::slice::from_ref(&ends));
+        assert!(!untouched.touch(&(2 * size + 1..2 * size + 2)));
+        assert_eq!(untouched.blank_within(&ends), [100..2 * size, 3 * size..4 * size + 7]);
+        assert!(untouched.blank_within(&(2 * size..3 * size)).is_empty());
+        // Never written, but nobody knows with what.
+        let unknown = Untouched::new(Granules::new(1 << 20, 4096, true), false);
+        assert!(unknown.blank_within(&(0..4096)).is_empty());
     }
 }

@@ -73,16 +73,25 @@ pub struct Array {
 }
 
 impl Array {
-    /// With members of `sizes` bytes.
+    /// With members of `sizes` bytes, that are promised to be equal: all of it counts as written, and is compared.
     pub async fn new(layout: &str, sizes: &[u64], chunk: u64, bitmap: Bitmap) -> Self {
+        Self::create(layout, sizes, chunk, bitmap, true).await
+    }
+
+    /// One of which nothing was ever written, and that knows it.
+    pub async fn untouched(layout: &str, sizes: &[u64], chunk: u64) -> Self {
+        // Small regions: what was written is told apart from its neighbours.
+        Self::create(layout, sizes, chunk, Bitmap::Internal { region: Some(chunk) }, false).await
+    }
+
+    async fn create(layout: &str, sizes: &[u64], chunk: u64, bitmap: Bitmap, assume_clean: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..sizes.len()).map(|i| dir.path().join(format!("disk{i}"))).collect();
         for (path, size) in paths.iter().zip(sizes) {
             make_image(path, *size).unwrap();
         }
         let layout: Layout = layout.parse().unwrap();
-        // Promised to be equal: so all of it counts as written, and is compared.
-        let (name, assume_clean, force) = ("test".to_owned(), true, false);
+        let (name, force) = ("test".to_owned(), false);
         let options = CreateOptions { name, layout, chunk, bitmap, assume_clean, force };
         let devices: Vec<_> = paths.iter().map(|path| open(path)).collect();
         let tasks = Tasks::new();

@@ -6,5 +6,6 @@
 
 mod images;
 
+mod extents;
 mod grow;
 mod scrub;
