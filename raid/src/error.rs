@@ -140,11 +140,35 @@ pub enum Error {
     /// Other machines would reach the data in plain text.
     #[error(
         "refusing to listen on {address}: other machines reach it and the connection is not encrypted; \
-         use a loopback address or unix:PATH, or allow it with --allow-plaintext-remote"
+         require TLS with --tls-certificates, use a loopback address or unix:PATH, or allow it with --insecure-tcp"
     )]
     PlaintextRemote {
         /// As the user wrote it.
         address: String,
+    },
+    /// A file that TLS needs cannot be used.
+    #[error("{path}: {cause}")]
+    Certificate {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: CertificateError,
+    },
+    /// What a service manager passed is no socket to listen on.
+    #[error(
+        "socket number {number} that was passed by LISTEN_FDS is no listening TCP or Unix socket: {errno}"
+    )]
+    PassedSocket {
+        /// From 0.
+        number: usize,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// A service manager passed something else than a few sockets.
+    #[error("LISTEN_FDS={count} is not a number of sockets from 1 to 64")]
+    PassedSockets {
+        /// As it was found.
+        count: String,
     },
     /// Somebody else holds the device open for writing.
     #[error("{device} is in use by another process, or was named twice; stop whoever serves it first")]
@@ -581,6 +605,8 @@ impl Error {
             | Self::RuntimeDir { errno, .. }
             | Self::Runtime { errno }
             | Self::NoProgram { errno, .. }
+            | Self::PassedSocket { errno, .. }
+            | Self::Certificate { cause: CertificateError::Unreadable(errno), .. }
             | Self::ControlUnreachable { errno, .. } => *errno,
             Self::NoSuchMember { .. }
             | Self::NoneExists(_)
@@ -602,6 +628,8 @@ impl Error {
             Self::Stalled { .. } => Errno::TIMEDOUT,
             Self::OutOfBounds { .. }
             | Self::NoDirect { .. }
+            | Self::Certificate { .. }
+            | Self::PassedSockets { .. }
             | Self::NoMembers
             | Self::MixedArrays { .. }
             | Self::MemberTwice { .. }
@@ -657,4 +685,21 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// Why a file that TLS needs cannot be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CertificateError {
+    /// The system would not let us.
+    #[error("cannot be read: {0}; --tls-certificates names the directory where it should be")]
+    Unreadable(Errno),
+    /// It is something else.
+    #[error("not a PEM file: {0}")]
+    NotPem(String),
+    /// A PEM file without what it should hold.
+    #[error("holds no certificate, key or list that can be used")]
+    NothingThere,
+    /// The certificate, its key or the list does not do.
+    #[error("not usable: {0}")]
+    Rejected(tokio_rustls::rustls::Error),
 }

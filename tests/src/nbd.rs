@@ -4,13 +4,17 @@
 use crate::process::Sandbox;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use raid::device::{Device, Durability, FileDevice, Io, OpenMode, Piece, ZeroMode};
+use raid::device::{Device, Durability, Extent, FileDevice, Io, OpenMode, Piece, ZeroMode};
+use raid::error::{Error, Operation};
 use raid::nbd::wire::{
-    self, ClientOption, Command, ExportQuery, OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_LEN, SimpleReply,
+    self, ALLOCATION_CONTEXT, Chunk, ChunkHeader, ClientOption, Command, DONE, ExportQuery, MetaQuery,
+    OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_LEN, SimpleReply, Style,
 };
-use raid::nbd::{Address, Export, Exports, Limits, Listeners, Server};
+use raid::nbd::{Address, Export, Exports, Limits, Listeners, Security, Server};
+use raid::runtime::BoxFuture;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +46,18 @@ impl Serving {
     /// The same with other limits, or read-only.
     #[must_use]
     pub fn start_with(limits: Limits, read_only: bool) -> Self {
-        let sandbox = Sandbox::new();
+        Self::start_at(Sandbox::new(), limits, read_only, &[], Security::none())
+    }
+
+    /// The same in a sandbox that has something in it, on further addresses, under TLS.
+    #[must_use]
+    pub fn start_at(
+        sandbox: Sandbox,
+        limits: Limits,
+        read_only: bool,
+        further: &[Address],
+        security: Security,
+    ) -> Self {
         let image = sandbox.join("image");
         File::create_new(&image).and_then(|file| file.set_len(SIZE)).expect("the sandbox is writable");
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,10 +69,11 @@ impl Serving {
         let gate = Arc::new(Gate::around(file));
         let (description, device) = ("under test".to_owned(), Arc::clone(&gate) as Arc<dyn Device>);
         let exports = Exports::single(Export { name: "vol".to_owned(), description, device, read_only });
-        let address = Address::Unix(sandbox.join("nbd"));
+        let mut addresses = vec![Address::Unix(sandbox.join("nbd"))];
+        addresses.extend_from_slice(further);
         let server = runtime.block_on(async {
-            let listeners = Listeners::bind(&[address], false).await.expect("the address is free");
-            Server::start(listeners, exports, limits)
+            let listeners = Listeners::bind(&addresses, false).await.expect("the addresses are free");
+            Server::start(listeners, exports, limits, security)
         });
         Self { sandbox, gate, runtime, server: Some(server) }
     }
@@ -86,14 +102,27 @@ impl Serving {
         let stream = UnixStream::connect(self.socket()).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
-        Client { stream }
+        Client { stream, style: Style::Simple }
     }
 
-    /// A connection in the transmission phase.
+    /// A connection in the transmission phase, with simple replies.
     #[must_use]
     pub fn client(&self) -> Client {
         let mut client = self.connect();
         client.greet(3);
+        client.go("vol");
+        client
+    }
+
+    /// One of the given style; `allocation`: with `base:allocation` chosen.
+    #[must_use]
+    pub fn client_of(&self, style: Style, allocation: bool) -> Client {
+        let mut client = self.connect();
+        client.greet(3);
+        client.settle(style);
+        if allocation {
+            client.choose("vol", &[ALLOCATION_CONTEXT]);
+        }
         client.go("vol");
         client
     }
@@ -125,6 +154,8 @@ impl Serving {
 pub struct Client {
     /// The socket.
     pub stream: UnixStream,
+    /// What was negotiated.
+    pub style: Style,
 }
 
 impl Client {
@@ -164,6 +195,31 @@ impl Client {
         (number(12), payload)
     }
 
+    /// Negotiates how requests and replies are framed.
+    pub fn settle(&mut self, style: Style) {
+        match style {
+            Style::Simple => return,
+            Style::Structured => self.option(&ClientOption::StructuredReply),
+            Style::Extended => self.option(&ClientOption::ExtendedHeaders),
+        }
+        assert_eq!(self.option_reply().0, 1);
+        self.style = style;
+    }
+
+    /// Chooses metadata contexts; gives their names, as they were acknowledged.
+    pub fn choose(&mut self, name: &str, queries: &[&str]) -> Vec<String> {
+        let queries = queries.iter().map(|&query| query.to_owned()).collect();
+        self.option(&ClientOption::SetMetaContext(MetaQuery { name: name.to_owned(), queries }));
+        let mut chosen = Vec::new();
+        loop {
+            match self.option_reply() {
+                (1, _) => return chosen,
+                (4, payload) => chosen.push(String::from_utf8_lossy(&payload[4..]).into_owned()),
+                (kind, text) => panic!("refused: {kind:#x} {}", String::from_utf8_lossy(&text)),
+            }
+        }
+    }
+
     /// Enters the transmission phase; gives size and transmission flags.
     pub fn go(&mut self, name: &str) -> (u64, u16) {
         self.option(&ClientOption::Go(ExportQuery { name: name.to_owned(), information: Vec::new() }));
@@ -181,17 +237,62 @@ impl Client {
         }
     }
 
-    /// Sends a request's header.
+    /// Sends a request's header, in the style that was negotiated.
     pub fn send(&mut self, request: &Request) {
         let mut bytes = Vec::new();
-        request.encode(&mut bytes);
+        if self.style == Style::Extended {
+            request.encode_extended(&mut bytes);
+        } else {
+            request.encode(&mut bytes);
+        }
         self.put(&bytes);
     }
 
     /// Sends a request's header with everything chosen.
-    pub fn ask(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32) {
-        let length = length.into();
+    pub fn ask(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u64) {
         self.send(&Request { flags, command: command.into(), cookie, offset, length });
+    }
+
+    /// Receives a chunk: whether it is the last one, of which request, and what it says. `offset`: the request's.
+    pub fn chunk(&mut self, offset: u64) -> (bool, u64, Chunk) {
+        let header = if self.style == Style::Extended {
+            let header = ChunkHeader::decode_extended(&self.take()).expect("an extended chunk");
+            assert_eq!(header.offset, offset, "the offset is the request's");
+            header
+        } else {
+            ChunkHeader::decode_structured(&self.take()).expect("a structured chunk")
+        };
+        assert!(header.length <= u64::from(MAX) + 8, "a chunk of {} bytes", header.length);
+        let mut payload = vec![0; header.length as usize];
+        self.stream.read_exact(&mut payload).expect("a chunk's payload follows its header");
+        let chunk = Chunk::decode(header.kind, &payload).expect("a chunk as the protocol has it");
+        assert_eq!(chunk.kind(self.style), header.kind, "a type of the other style");
+        (header.flags == DONE, header.cookie, chunk)
+    }
+
+    /// Receives all chunks of the reply to a request.
+    pub fn chunks(&mut self, cookie: u64, offset: u64) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        loop {
+            let (done, of, chunk) = self.chunk(offset);
+            assert_eq!(of, cookie);
+            chunks.push(chunk);
+            if done {
+                return chunks;
+            }
+        }
+    }
+
+    /// Receives a reply of one chunk that says no, with a text; gives code and offset.
+    pub fn refusal(&mut self, cookie: u64, offset: u64) -> (u32, Option<u64>) {
+        let mut chunks = self.chunks(cookie, offset);
+        match chunks.pop() {
+            Some(Chunk::Error { code, message, offset }) if chunks.is_empty() => {
+                assert!(!message.is_empty(), "an error without a word");
+                (code, offset)
+            }
+            other => panic!("not refused: {other:?} after {chunks:?}"),
+        }
     }
 
     /// Receives a simple reply's header.
@@ -207,14 +308,14 @@ impl Client {
 
     /// Writes and waits for success.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        self.ask(1, 0, 1, offset, data.len() as u32);
+        self.ask(1, 0, 1, offset, data.len() as u64);
         self.put(data);
         self.expect(1, 0);
     }
 
     /// Reads.
     pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
-        self.ask(0, 0, 2, offset, length);
+        self.ask(0, 0, 2, offset, length.into());
         self.expect(2, 0);
         let mut data = vec![0; length as usize];
         self.stream.read_exact(&mut data).expect("a read's payload follows its header");
@@ -243,11 +344,27 @@ pub struct Gate {
     inner: FileDevice,
     open: Semaphore,
     asked: Mutex<Vec<&'static str>>,
+    /// What it says beyond what the file says.
+    pub pretence: Mutex<Pretence>,
+}
+
+/// What a device is made to say.
+#[derive(Debug, Default)]
+pub struct Pretence {
+    /// Ranges that it says were never written.
+    pub blank: Vec<Range<u64>>,
+    /// Ranges that cannot be read.
+    pub broken: Vec<Range<u64>>,
+    /// That it rotates.
+    pub rotational: bool,
+    /// That zeroing is slow.
+    pub slow_zeroes: bool,
 }
 
 impl Gate {
     fn around(inner: FileDevice) -> Self {
-        Self { inner, open: Semaphore::new(Semaphore::MAX_PERMITS), asked: Mutex::default() }
+        let (asked, pretence) = (Mutex::default(), Mutex::default());
+        Self { inner, open: Semaphore::new(Semaphore::MAX_PERMITS), asked, pretence }
     }
 
     /// From now on operations wait.
@@ -288,6 +405,11 @@ impl Device for Gate {
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
         // Reads pass: they show that a connection goes on while its writes wait.
         self.asked.lock().push("read");
+        let len = buf.len() as u64;
+        if self.pretence.lock().broken.iter().any(|broken| broken.start < at + len && at < broken.end) {
+            let (device, operation, errno) = ("gate".to_owned(), Operation::Read, rustix::io::Errno::IO);
+            return Box::pin(async move { Err(Error::Io { device, operation, at, len, errno }) });
+        }
         self.inner.read(at, buf)
     }
 
@@ -324,5 +446,32 @@ impl Device for Gate {
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         self.inner.locate(at, len)
+    }
+
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        self.asked.lock().push("extents");
+        self.inner.extents(at, len)
+    }
+
+    fn blank(&self, at: u64, len: u64) -> Vec<Range<u64>> {
+        let clipped = |range: &Range<u64>| range.start.max(at)..range.end.min(at + len);
+        self.pretence.lock().blank.iter().map(clipped).filter(|range| !range.is_empty()).collect()
+    }
+
+    fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.asked.lock().push("prefetch");
+        self.inner.prefetch(at, len)
+    }
+
+    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+        if self.pretence.lock().slow_zeroes {
+            Box::pin(async { false })
+        } else {
+            self.inner.zeroes_fast(mode)
+        }
+    }
+
+    fn is_rotational(&self) -> bool {
+        self.pretence.lock().rotational
     }
 }

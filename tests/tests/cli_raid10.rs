@@ -436,14 +436,14 @@ fn addresses_that_cannot_be_had_are_refused_before_the_array_is_touched() {
     refused("unix:no/such/dir/socket", "No such file");
     refused(&format!("unix:{}", "x".repeat(200)), "");
     refused("tcp:no.such.host.invalid:10809", "unknown");
-    refused(&format!("tcp:0.0.0.0:{}", free_port()), "--allow-plaintext-remote");
-    refused(&format!("tcp:[::]:{}", free_port()), "--allow-plaintext-remote");
+    refused(&format!("tcp:0.0.0.0:{}", free_port()), "--insecure-tcp");
+    refused(&format!("tcp:[::]:{}", free_port()), "--insecure-tcp");
     assert!(images.iter().zip(before).all(|(image, before)| bytes_of(image) == before));
     // In so many words it is allowed.
     let port = free_port();
     let mut command = sandbox.raid10();
     command.arg("serve").args(&images);
-    command.args(["--nbd", &format!("tcp:0.0.0.0:{port}"), "--allow-plaintext-remote"]);
+    command.args(["--nbd", &format!("tcp:0.0.0.0:{port}"), "--insecure-tcp"]);
     let server = Server::start(&mut command);
     succeed(sandbox.command("nbdinfo").arg(format!("nbd://127.0.0.1:{port}/vol")));
     server.stop();

@@ -58,8 +58,19 @@ fn nbdinfo_tells_what_we_are() {
     assert_eq!(export["block_size_preferred"], 4096);
     assert_eq!(export["block_size_maximum"], 32 << 20);
     assert_eq!(run(&["--size"]).trim(), SIZE.to_string());
-    let map = run(&["--map"]);
-    assert!(map.contains("data"), "{map}");
+    assert_eq!(json["structured"], true);
+    assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
+    // Nothing was written: one hole. Then data in it.
+    let map = || -> Vec<(u64, u64, u64)> {
+        let map: serde_json::Value = serde_json::from_str(&run(&["--map", "--json"])).unwrap();
+        let number = |extent: &serde_json::Value, key: &str| extent[key].as_u64().unwrap();
+        let extents = map.as_array().unwrap().iter();
+        extents.map(|one| (number(one, "offset"), number(one, "length"), number(one, "type"))).collect()
+    };
+    assert_eq!(map(), [(0, SIZE, 3)]);
+    serving.client().write(1 << 20, &[7; 4096]);
+    let behind = (1 << 20) + 4096;
+    assert_eq!(map(), [(0, 1 << 20, 3), (1 << 20, 4096, 0), (behind, SIZE - behind, 3)]);
     let list = run(&["--list"]);
     // Both names lead to it; the default one is shown by its canonical name.
     assert_eq!(list.matches("export=\"vol\"").count(), 2, "{list}");
@@ -115,6 +126,14 @@ fn qemus_tools_write_read_discard_zero_compare_and_convert() {
     let source = source(&serving, 2);
     let image = |args: &[&str]| succeed(serving.sandbox.command("qemu-img").args(args));
     let path = source.to_str().unwrap();
+    // What qemu sees is what there is; whether the zeroes that were to keep their space are holes, the file system says.
+    let map = image(&["map", "--output=json", "-f", "raw", &uri]);
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let is_data = |one: &&serde_json::Value| one["data"] == true && one["start"].as_u64() >= Some(1 << 20);
+    let data: Vec<_> = map.as_array().unwrap().iter().filter(is_data).collect();
+    let places: Vec<_> = data.iter().map(|one| (one["start"].as_u64(), one["length"].as_u64())).collect();
+    let written = [(2 << 20, 1 << 20), (4 << 20, 64 << 10), (5 << 20, 64 << 10)];
+    assert_eq!(places, written.map(|(start, length)| (Some(start), Some(length))), "{map}");
     image(&["convert", "-n", "-f", "raw", "-O", "raw", path, &uri]);
     image(&["compare", "-f", "raw", "-F", "raw", path, &uri]);
     image(&["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096", &uri]);
@@ -178,6 +197,28 @@ fails(errno.EOVERFLOW, h.pread, (32 << 20) + 1, 0)
 fails(errno.EINVAL, h.pread, 512, 0, flags=nbd.CMD_FLAG_NO_HOLE)
 h.cache(512, 0)
 assert h.pread(512, 0, flags=nbd.CMD_FLAG_DF) == bytes(512)
+def extents(length, offset, flags=0):
+    told = []
+    def note(context, at, entries, error):
+        assert (context, at, error.value) == (nbd.CONTEXT_BASE_ALLOCATION, offset, 0)
+        told.extend(entries)
+        return 0
+    h.block_status(length, offset, note, flags=flags)
+    return told
+assert extents(size, 0) == [size, nbd.STATE_HOLE | nbd.STATE_ZERO]
+h.pwrite(b'x' * 4096, 65536)
+hole = nbd.STATE_HOLE | nbd.STATE_ZERO
+assert extents(size, 0) == [65536, hole, 4096, 0, size - 69632, hole]
+assert extents(size, 0, nbd.CMD_FLAG_REQ_ONE) == [65536, hole]
+assert extents(512, 65536 + 512, nbd.CMD_FLAG_REQ_ONE) == [512, 0]
+h.zero(4096, 65536, flags=nbd.CMD_FLAG_FAST_ZERO)
+assert extents(size, 0) == [size, hole]
+fails(errno.ENOTSUP, h.zero, 4096, 0, flags=nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
+chunks = []
+def note(data, at, status, error):
+    chunks.append((len(data), at, status))
+    return 0
+assert h.pread_structured(4096, 512, note) == bytes(4096) and chunks == [(4096, 512, nbd.READ_DATA)], chunks
 fails(errno.EINVAL, h.pwrite, b'x' * 512, 0, flags=1 << 9)
 # A zero length is a request like any other, and the connection is in step after it.
 h.pwrite(b'', 0)
@@ -235,6 +276,11 @@ fn nbdkit_stacked_above() {
     let mut command = serving.sandbox.command("nbdkit");
     command.args(["-U", "-", "--filter=checkwrite", "--filter=blocksize", "nbd"]);
     command.arg(format!("uri={}", serving.uri())).args(["shared=1", "--run"]);
+    // Its client sees our holes, and passes them on.
+    let mut map = serving.sandbox.command("nbdkit");
+    map.args(["-U", "-", "nbd", &format!("uri={}", serving.uri()), "--run", "nbdinfo --map --json \"$uri\""]);
+    let map: serde_json::Value = serde_json::from_str(&succeed(&mut map)).unwrap();
+    assert_eq!((map[0]["length"].as_u64(), map[0]["type"].as_u64()), (Some(SIZE), Some(3)), "{map}");
     // First filled past nbdkit, then compared by writing the same through it.
     let mut fill = serving.sandbox.command("nbdcopy");
     succeed(fill.arg(&source).arg(serving.uri()));

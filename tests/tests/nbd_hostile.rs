@@ -31,13 +31,13 @@ fn ranges_beyond_the_end_and_beyond_all_numbers() {
     let serving = Serving::start();
     let mut client = serving.client();
     for (offset, length) in [(SIZE - 1, 2), (SIZE, 1), (u64::MAX, 1), (u64::MAX - 10, 4096), (1 << 63, MAX)] {
-        client.ask(READ, 0, 7, offset, length);
+        client.ask(READ, 0, 7, offset, length.into());
         client.expect(7, EINVAL);
-        client.ask(TRIM, 0, 8, offset, length);
+        client.ask(TRIM, 0, 8, offset, length.into());
         client.expect(8, EINVAL);
-        client.ask(WRITE_ZEROES, 0, 9, offset, length);
+        client.ask(WRITE_ZEROES, 0, 9, offset, length.into());
         client.expect(9, ENOSPC);
-        client.ask(WRITE, 0, 10, offset, length);
+        client.ask(WRITE, 0, 10, offset, length.into());
         client.put(&vec![0x5a; length as usize]);
         client.expect(10, ENOSPC);
     }
@@ -57,7 +57,7 @@ fn the_payload_of_a_refused_write_is_not_taken_for_requests() {
         .encode(&mut smuggled);
     smuggled.extend_from_slice(b"evil");
     for split in [0, 1, 17, 28, smuggled.len()] {
-        client.ask(WRITE, 0, 1, 0, smuggled.len() as u32);
+        client.ask(WRITE, 0, 1, 0, smuggled.len() as u64);
         client.put(&smuggled[..split]);
         std::thread::yield_now();
         client.put(&smuggled[split..]);
@@ -76,9 +76,9 @@ fn the_payload_of_a_refused_write_is_not_taken_for_requests() {
 fn requests_too_long_are_refused_and_absurd_writes_end_the_connection() {
     let serving = Serving::start();
     let mut client = serving.client();
-    client.ask(READ, 0, 1, 0, MAX + 1);
+    client.ask(READ, 0, 1, 0, u64::from(MAX) + 1);
     client.expect(1, EINVAL);
-    client.ask(WRITE, 0, 2, 0, MAX + 1);
+    client.ask(WRITE, 0, 2, 0, u64::from(MAX) + 1);
     client.put(&vec![0; MAX as usize + 1]);
     client.expect(2, EINVAL);
     // The most that is allowed works, in both directions.
@@ -86,10 +86,10 @@ fn requests_too_long_are_refused_and_absurd_writes_end_the_connection() {
     client.write(5, &most);
     assert!(client.read(5, MAX) == most);
     // Zeroes and trims carry nothing: they may be longer.
-    client.ask(WRITE_ZEROES, 0, 3, 0, SIZE as u32);
+    client.ask(WRITE_ZEROES, 0, 3, 0, SIZE);
     client.expect(3, 0);
     assert_eq!(client.read(5, 16), [0; 16]);
-    client.ask(WRITE, 0, 4, 0, u32::MAX);
+    client.ask(WRITE, 0, 4, 0, u32::MAX.into());
     client.assert_closed();
     serving.assert_alive();
 }
@@ -196,6 +196,7 @@ fn requests_that_are_not_requests_end_the_connection() {
 #[test]
 fn options_unknown_or_too_long_or_malformed_are_answered_and_the_haggling_goes_on() {
     const UNSUPPORTED: u32 = (1 << 31) + 1;
+    const POLICY: u32 = (1 << 31) + 2;
     const INVALID: u32 = (1 << 31) + 3;
     const UNKNOWN: u32 = (1 << 31) + 6;
     const TOO_BIG: u32 = (1 << 31) + 9;
@@ -203,7 +204,6 @@ fn options_unknown_or_too_long_or_malformed_are_answered_and_the_haggling_goes_o
     let mut client = serving.connect();
     client.greet(3);
     let query = |name: String| ExportQuery { name, information: vec![1, 2, 3, 4711] };
-    const POLICY: u32 = (1 << 31) + 2;
     // (option, payload, answer): STARTTLS, structured replies, meta contexts, extended headers, and nonsense.
     let lie = [0xff, 0xff, 0xff, 0xff, 0, 0];
     for (option, payload, answer) in [
@@ -338,9 +338,13 @@ fn silence_ends_a_handshake_and_only_that() {
 
 #[test]
 fn connections_beyond_the_limit_are_turned_away_and_places_come_free() {
+    // Both ends of each are this process's.
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).unwrap();
     let serving = Serving::start_with(Limits { connections: 200, ..Limits::standard() }, false);
     let mut served = serving.client();
-    let crowd: Vec<_> = (0..400).map(|_| serving.connect()).collect();
+    let crowd: Vec<_> = (0..1000).map(|_| serving.connect()).collect();
     assert_eq!(served.read(0, 1), [0]);
     served.write(0, b"still served");
     let mut late = serving.connect();
@@ -493,7 +497,7 @@ fn a_client_that_takes_nothing_cannot_hold_up_the_stop() {
     let mut serving = Serving::start_with(impatient(), false);
     let mut deaf = serving.client();
     for cookie in 0..4 {
-        deaf.ask(READ, 0, cookie, 0, MAX / 4);
+        deaf.ask(READ, 0, cookie, 0, u64::from(MAX / 4));
     }
     let mut cut_off = serving.client();
     cut_off.ask(WRITE, 0, 1, 0, 1 << 20);

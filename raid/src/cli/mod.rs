@@ -15,6 +15,7 @@ pub mod size;
 mod status;
 mod stop;
 mod table;
+mod tls;
 mod volume;
 mod wait;
 

@@ -3,13 +3,14 @@
 //! The order matters: addresses are taken before any member is opened (a taken port must not touch the array), the
 //! control socket exists before the first client can write, and `ready` is printed when both accept connections.
 
+use super::tls::TlsFlags;
 use super::{log_to_stderr, runtime, say, size};
 use crate::control::{
     self, ControlServer, Handles, OnEvent, Program, StopHandle, make_runtime_dir, read_write, runtime_dir,
 };
 use crate::device::{Caching, Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
-use crate::nbd::{Address, Export, Exports, Limits, Listeners, Server};
+use crate::nbd::{Address, Export, Exports, Limits, Listeners, Passed, Server};
 use crate::orders::SpeedLimits;
 use crate::runtime::TokioRuntime;
 use crate::status::MemberState;
@@ -33,7 +34,8 @@ pub(super) struct Serve {
     /// The array's files or block devices, in any order. One that does not exist is done without, if that is safe.
     #[arg(required = true, value_name = "MEMBER")]
     members: Vec<PathBuf>,
-    /// Where to listen: unix:PATH or tcp:HOST:PORT. Default: UUID.nbd in the runtime directory.
+    /// Where to listen: unix:PATH or tcp:HOST:PORT. Besides, sockets that systemd passes. Default, without any of both:
+    /// UUID.nbd in the runtime directory.
     #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Address>,
     /// Refuse every change; write nothing to the members.
@@ -43,9 +45,11 @@ pub(super) struct Serve {
     /// has a cache of its own.
     #[arg(long)]
     direct: bool,
-    /// Allow TCP addresses that other machines reach, though everything is sent in plain text.
+    #[command(flatten)]
+    tls: TlsFlags,
+    /// Allow TCP addresses that other machines reach, though everything may be sent in plain text.
     #[arg(long)]
-    allow_plaintext_remote: bool,
+    insecure_tcp: bool,
     /// Make members equal at least so fast, in bytes a second, even while clients use the volume.
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size::parse)]
     sync_min: u64,
@@ -62,17 +66,24 @@ pub(super) struct Serve {
 }
 
 pub(super) fn run(serve: Serve) -> Result<()> {
+    // Before there are threads: it changes the environment.
+    let passed = Passed::from_environment()?;
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     threads.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS);
-    runtime(threads)?.block_on(serve.run())
+    runtime(threads)?.block_on(serve.run(passed))
 }
 
 impl Serve {
-    async fn run(self) -> Result<()> {
+    async fn run(self, passed: Option<Passed>) -> Result<()> {
         let mut signals = Signals::new()?;
+        let security = self.tls.security()?;
+        let remote = self.insecure_tcp || security.is_required();
         let speed = SpeedLimits::new(self.sync_min, self.sync_max)?;
         let program = self.on_event.as_deref().map(Program::find).transpose()?;
-        let mut listeners = Listeners::bind(&self.nbd, self.allow_plaintext_remote).await?;
+        let mut listeners = Listeners::bind(&self.nbd, remote).await?;
+        if let Some(passed) = passed {
+            listeners.extend(Listeners::take_over(passed, remote)?);
+        }
         let members = open_members(&self.members, self.read_only, self.caching())?;
         let options = AssembleOptions { read_only: self.read_only };
         let volume = Volume::assemble(members, options, Arc::new(TokioRuntime::current())).await?;
@@ -81,9 +92,8 @@ impl Serve {
             program.map(|program| OnEvent::start(program, volume.name(), volume.uuid(), volume.events()));
         let stop = StopHandle::new();
         let ready = async {
-            if self.nbd.is_empty() {
-                let address = default_address(&volume)?;
-                listeners = Listeners::bind(&[address], self.allow_plaintext_remote).await?;
+            if listeners.is_empty() {
+                listeners = Listeners::bind(&[default_address(&volume)?], remote).await?;
             }
             let handles = Handles { stop: stop.clone(), open: read_write(self.caching()) };
             control::serve(Arc::clone(&volume), handles).await
@@ -99,8 +109,9 @@ impl Serve {
         if std::env::var_os(tracing_subscriber::EnvFilter::DEFAULT_ENV).is_none() {
             log_to_stderr();
         }
-        announce(&volume, &listeners, &control);
-        let server = Server::start(listeners, Exports::single(self.export(&volume)), Limits::standard());
+        announce(&volume, &listeners.uris(security.is_required()), &control);
+        let exports = Exports::single(self.export(&volume));
+        let server = Server::start(listeners, exports, Limits::standard(), security);
         say("ready");
         tokio::select! {
             () = signals.any() => stop.request(),
@@ -157,10 +168,10 @@ fn default_address(volume: &Volume) -> Result<Address> {
     Ok(Address::Unix(dir.join(format!("{}.nbd", volume.uuid()))))
 }
 
-fn announce(volume: &Volume, listeners: &Listeners, control: &ControlServer) {
+fn announce(volume: &Volume, uris: &[String], control: &ControlServer) {
     let status = volume.status();
     tracing::info!(uuid = %status.uuid, control = %control.path().display(), "serving {}", status.name);
-    for uri in listeners.uris() {
+    for uri in uris {
         tracing::info!("export at {uri}");
     }
     for member in status.members.iter().filter(|member| member.state != MemberState::InSync) {

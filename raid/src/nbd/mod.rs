@@ -10,14 +10,20 @@
 //! - [`wire`]: bytes and values; pure, every field checked.
 //! - [`handshake`]: what an option is answered; a state machine without sockets.
 //! - [`transmission`]: one connection's requests and replies, batched, out of order, in bounded memory.
-//! - [`server`]: listeners, connections, the graceful stop.
+//! - [`tls`]: certificates, and who may be a client.
+//! - [`listen`]: addresses, and sockets that were passed to us.
+//! - [`server`]: connections and the graceful stop.
 //!
 //! This room knows the vocabulary of devices only: nothing here says "volume" or "member".
 
 pub mod handshake;
+pub mod listen;
 pub mod server;
+pub mod tls;
 pub mod transmission;
 pub mod wire;
 
 pub use handshake::{Export, Exports, Session, Tls};
-pub use server::{Address, Limits, Listeners, Server};
+pub use listen::{Address, Listeners, Passed};
+pub use server::{Limits, Server};
+pub use tls::Security;
