@@ -235,7 +235,7 @@ impl Array {
     fn client(&self) -> Client {
         let stream = UnixStream::connect(self.served().socket()).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
-        let mut client = Client { stream };
+        let mut client = Client::over(stream);
         client.greet(3);
         client.go("");
         client

@@ -102,7 +102,7 @@ impl Serving {
         let stream = UnixStream::connect(self.socket()).expect("the server listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
-        Client { stream, style: Style::Simple }
+        Client::over(stream)
     }
 
     /// A connection in the transmission phase, with simple replies.
@@ -159,6 +159,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// One on which nothing has been said.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self { stream, style: Style::Simple }
+    }
+
     /// Takes the greeting and answers with `flags`.
     pub fn greet(&mut self, flags: u32) {
         let greeting: [u8; 18] = self.take();

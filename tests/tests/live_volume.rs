@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use raid::nbd::wire::{CMD_FLAG_FUA, Request, SIMPLE_REPLY_LEN, SimpleReply, Style};
+use raid::nbd::wire::{CMD_FLAG_FUA, Request, SIMPLE_REPLY_LEN, SimpleReply};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -436,7 +436,7 @@ fn page(block: u64, version: u64) -> Bytes {
 fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).expect("the server listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    let mut client = Client { stream, style: Style::Simple };
+    let mut client = Client::over(stream);
     client.greet(3);
     client.go("");
     client.stream

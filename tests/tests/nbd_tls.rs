@@ -26,7 +26,7 @@ impl Secured {
         let own = authority.issue(&sandbox.join("server"), Holder::Server);
         let friend = authority.issue(&sandbox.join("friend"), Holder::Client);
         let anonymous = authority.issue(&sandbox.join("anonymous"), Holder::Nobody);
-        let security = Security::with_certificates(&own, required, verify_peer).unwrap();
+        let security = Security::with_certificates(&own, required, verify_peer).expect("just issued");
         let port = free_port();
         let tcp = [Address::Tcp(format!("127.0.0.1:{port}"))];
         let serving = Serving::start_at(sandbox, Limits::standard(), false, &tcp, security);
@@ -249,26 +249,21 @@ fn the_command_line_takes_what_nbdkits_users_give_it() {
     let broken = sandbox.join("broken");
     std::fs::create_dir(&broken).unwrap();
     let arguments = format!("--tls-certificates {} --tls-verify-peer", broken.display());
-    let mut steps: Vec<(&str, Box<dyn Fn()>)> = vec![("server-cert.pem", Box::new(|| {}))];
-    let copy = |name: &'static str| {
-        let (from, to) = (own.join(name), broken.join(name));
-        move || {
-            std::fs::copy(&from, &to).unwrap();
-        }
-    };
-    let write = |name: &'static str, text: &'static str| {
-        let to = broken.join(name);
-        move || std::fs::write(&to, text).unwrap()
-    };
-    steps.push(("server-cert.pem", Box::new(write("server-cert.pem", "nothing"))));
-    steps.push(("server-key.pem", Box::new(copy("server-cert.pem"))));
-    steps.push(("server-key.pem", Box::new(write("server-key.pem", "nothing"))));
-    steps.push(("ca-cert.pem", Box::new(copy("server-key.pem"))));
-    steps.push(("ca-cert.pem", Box::new(write("ca-cert.pem", "-----BEGIN CERTIFICATE-----\n!\n"))));
-    for (name, step) in steps {
-        step();
+    let said = refuse(&mut serve(&arguments), 1);
+    assert!(said.contains("server-cert.pem"), "{said}");
+    // What is put there next, from the good directory or in words, and which file is at fault then.
+    for (name, from, text, fault) in [
+        ("server-cert.pem", None, "nothing", "server-cert.pem"),
+        ("server-cert.pem", Some("server-cert.pem"), "", "server-key.pem"),
+        ("server-key.pem", None, "nothing", "server-key.pem"),
+        ("server-key.pem", Some("server-key.pem"), "", "ca-cert.pem"),
+        ("ca-cert.pem", None, "-----BEGIN CERTIFICATE-----\n!\n", "ca-cert.pem"),
+        ("ca-cert.pem", Some("server-key.pem"), "", "ca-cert.pem"),
+    ] {
+        let content = from.map_or(text.into(), |from| std::fs::read(own.join(from)).unwrap());
+        std::fs::write(broken.join(name), content).unwrap();
         let said = refuse(&mut serve(&arguments), 1);
-        assert!(said.contains(name), "{said}");
+        assert!(said.contains(fault), "{said}");
     }
     let status = succeed(sandbox.raid10().args(["status", "--json"]).arg(&images[0]));
     assert!(status.contains("\"clean\""), "{status}");
