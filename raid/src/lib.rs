@@ -2,7 +2,7 @@
 //! format of Linux md (metadata 1.2), served as a block device over NBD.
 //!
 //! **A RAID volume is a block device made of block devices.** One vocabulary ([`device::Device`]: size, read,
-//! write, flush, discard, write zeroes, locate) is spoken by a file, a disk, a simulated disk and the volume
+//! write, flush, discard, write zeroes, locate, extents) is spoken by a file, a disk, a simulated disk and the volume
 //! itself. NBD serves any of them; the log store sits on any of them.
 //!
 //! The rooms, in reading order:

@@ -1,10 +1,14 @@
 //! Records sessions of real NBD clients as seeds for the fuzz targets, into `fuzz/seeds`:
 //! `cargo run -p tests --bin record_nbd`. Needs what `tests/run` installs; the kernel's client runs in the virtual machine.
 
+use raid::nbd::wire::{
+    ALLOCATION_CONTEXT, ALLOCATION_ID, CMD_FLAG_PAYLOAD_LEN, ClientOption, StatusFilter, Style,
+};
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
-use tests::nbd::Serving;
+use tests::nbd::{Client, Serving};
 use tests::process::{free_port, repository, succeed};
 use tests::recorder::Recorder;
 use tests::vm::boot;
@@ -76,6 +80,8 @@ fn main() {
     );
     println!("{}", boot(sandbox, &[], &script, Duration::from_secs(600)));
 
+    extended(&socket);
+
     let target = repository().join("fuzz/seeds");
     let mut known = BTreeSet::new();
     let mut keep = |phase: &str, number: usize, seed: Vec<u8>| {
@@ -93,6 +99,36 @@ fn main() {
             keep("replies", number, replies);
         }
     }
+}
+
+/// Debian's clients do not know extended headers yet: a client of our own, which asks for TLS first.
+fn extended(socket: &Path) {
+    let mut client = Client::over(UnixStream::connect(socket).expect("the recorder listens"));
+    client.greet(3);
+    client.option(&ClientOption::StartTls);
+    client.option_reply();
+    client.settle(Style::Extended);
+    client.choose("vol", &["base:", ALLOCATION_CONTEXT]);
+    client.go("vol");
+    let mut filter = Vec::new();
+    StatusFilter { length: 1 << 20, contexts: vec![ALLOCATION_ID] }.encode(&mut filter);
+    let payload = CMD_FLAG_PAYLOAD_LEN;
+    for (command, flags, offset, length, sent) in [
+        (1, payload, 4096, 100, &[7; 100][..]),
+        (0, 0, 4000, 300, &[]),
+        (6, 0, 0, 1 << 40, &[]),
+        (7, 0, 0, 1 << 20, &[]),
+        (7, payload, 0, filter.len() as u64, &filter),
+        (5, 0, 0, 4096, &[]),
+        (0, payload, 0, 4, b"what"),
+        (3, 0, 0, 0, &[]),
+    ] {
+        client.ask(command, flags, 9, offset, length);
+        client.put(sent);
+        client.chunks(9, offset);
+    }
+    client.ask(2, 0, 0, 0, 0);
+    client.assert_closed();
 }
 
 fn write(path: &Path, bytes: &[u8]) {
