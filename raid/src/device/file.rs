@@ -1,9 +1,14 @@
 //! A regular file or a block device of the operating system, through its page cache or past it (`direct`).
 //!
-//! Cost of a cached read: one `preadv2(RWF_NOWAIT)`, no thread hop, no copy besides the kernel's. A read that would
-//! wait for the disk, or goes past the page cache, and every write, flush and discard, runs on tokio's blocking threads: one hop each.
+//! Cost of a cached read: one `preadv2(RWF_NOWAIT)`, no thread hop, no copy besides the kernel's. What would wait for the
+//! disk runs on tokio's blocking threads: a hop each for reads that are not cached, or go past the page cache, for
+//! flushes and discards; writes into the page cache share hops (`write_queue`). A file system in memory has no disk to
+//! wait for: there everything of up to [`AT_ONCE`] bytes is done by the caller, one system call for a read, two (a look at
+//! the file's length) for a change.
 
 use super::direct::Direct;
+use super::resident::Resident;
+use super::write_queue::WriteQueue;
 use super::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range, push_extent};
 use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;
@@ -41,6 +46,10 @@ pub enum Caching {
     Direct,
 }
 
+/// Bytes of one operation that a caller may spend its own time on, where there is no disk: copying them takes some
+/// hundred microseconds.
+const AT_ONCE: u64 = 1 << 20;
+
 /// A file or block device that is open.
 #[derive(Debug)]
 pub struct FileDevice {
@@ -51,20 +60,25 @@ pub struct FileDevice {
     size: AtomicU64,
     is_regular: bool,
     mode: OpenMode,
+    /// Its file system keeps everything in memory.
+    in_memory: bool,
     /// `None`: through the page cache.
     direct: Option<Arc<Direct>>,
     /// Whether holes can be punched, once that was tried.
     punches: OnceLock<bool>,
     /// Whether it lies on a rotating disk, once that was looked for.
     rotates: OnceLock<bool>,
+    writes: Arc<WriteQueue>,
+    resident: Resident,
 }
 
 /// Why a blocking operation failed.
+#[derive(Debug)]
 pub(super) struct Failed {
-    errno: Errno,
+    pub(super) errno: Errno,
     /// It failed to become durable, whatever was asked: what is in the cache may be lost, and a later flush may
     /// say that all is well.
-    flush: bool,
+    pub(super) flush: bool,
 }
 
 impl From<Errno> for Failed {
@@ -112,9 +126,24 @@ impl FileDevice {
             Caching::Direct => Some(Arc::new(Direct::of(&file).map_err(failed)?)),
         };
         let size = size_of(&file, is_regular, direct.as_deref()).map_err(failed)?;
+        let in_memory = is_regular && is_in_memory(&file).map_err(failed)?;
         let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
         let (punches, rotates) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { file, name, path, size, is_regular, mode, direct, punches, rotates })
+        let (writes, resident) = (Arc::new(WriteQueue::new(Arc::clone(&file))), Resident::default());
+        Ok(Self {
+            file,
+            name,
+            path,
+            size,
+            is_regular,
+            mode,
+            in_memory,
+            direct,
+            punches,
+            rotates,
+            writes,
+            resident,
+        })
     }
 
     /// Where it was opened.
@@ -123,7 +152,7 @@ impl FileDevice {
         &self.path
     }
 
-    /// Runs `work` on a thread that may block.
+    /// Runs `work` where it may block.
     fn blocking<T: Send + 'static>(
         &self,
         operation: Operation,
@@ -131,24 +160,32 @@ impl FileDevice {
         len: u64,
         work: impl FnOnce(&File) -> std::result::Result<T, Failed> + Send + 'static,
     ) -> Io<'_, T> {
+        let least = self.least(operation);
+        if self.in_memory && (operation == Operation::Flush || len <= AT_ONCE) {
+            let outcome = check_length(&self.file, least, operation).and_then(|()| work(&self.file));
+            let outcome = outcome.map_err(|failed| self.told(operation, at, len, &failed));
+            return Box::pin(std::future::ready(outcome));
+        }
         let file = Arc::clone(&self.file);
-        // A regular file may be cut short under us: a write behind its new end would bring the length back, and
-        // zeroes where data was, without an error. One `fstat` tells.
-        let least = if self.is_regular && operation != Operation::Read { self.size() } else { 0 };
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || {
-                if least > 0 && (rustix::fs::fstat(&file)?.st_size as u64) < least {
-                    return Err(Failed { errno: Errno::IO, flush: operation == Operation::Flush });
-                }
+                check_length(&file, least, operation)?;
                 work(&file)
             });
             // A join error means that the runtime is shutting down: the operation's outcome is unknown.
             let outcome = done.await.unwrap_or(Err(Failed::from(Errno::SHUTDOWN)));
-            outcome.map_err(|Failed { errno, flush }| {
-                let operation = if flush { Operation::Flush } else { operation };
-                self.failed(operation, at, len, errno)
-            })
+            outcome.map_err(|failed| self.told(operation, at, len, &failed))
         })
+    }
+
+    /// What `check_length` is to find before an operation; 0 for any length.
+    fn least(&self, operation: Operation) -> u64 {
+        if self.is_regular && operation != Operation::Read { self.size() } else { 0 }
+    }
+
+    fn told(&self, operation: Operation, at: u64, len: u64, failed: &Failed) -> Error {
+        let operation = if failed.flush { Operation::Flush } else { operation };
+        self.failed(operation, at, len, failed.errno)
     }
 
     fn failed(&self, operation: Operation, at: u64, len: u64, errno: Errno) -> Error {
@@ -201,12 +238,14 @@ impl Device for FileDevice {
                 Ok(buf)
             });
         }
-        // Any failure of the hopeful try (not cached, not supported) is settled by the blocking read.
-        let cached =
-            rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut buf)], at, ReadWriteFlags::NOWAIT);
-        let done = cached.unwrap_or(0);
-        if done == buf.len() {
-            return Box::pin(async { Ok(buf) });
+        let mut done = 0;
+        if !self.in_memory {
+            // Any failure of the hopeful try (not cached, not supported) is settled by the blocking read.
+            let parts = &mut [IoSliceMut::new(&mut buf)];
+            done = rustix::io::preadv2(&self.file, parts, at, ReadWriteFlags::NOWAIT).unwrap_or(0);
+            if done == buf.len() {
+                return Box::pin(std::future::ready(Ok(buf)));
+            }
         }
         self.blocking(Operation::Read, at, len, move |file| {
             read_exact(file, at + done as u64, &mut buf[done..])?;
@@ -220,6 +259,12 @@ impl Device for FileDevice {
             return Box::pin(async { Err(refused) });
         }
         let direct = self.direct.clone();
+        if !self.in_memory && direct.is_none() && durability == Durability::Cached {
+            let written = self.writes.submit(at, data, self.least(Operation::Write));
+            return Box::pin(async move {
+                written.await.map_err(|failed| self.told(Operation::Write, at, len, &failed))
+            });
+        }
         self.blocking(Operation::Write, at, len, move |file| match direct {
             Some(direct) => direct.write(file, at, &data, durability),
             None => write_all(file, at, &data, durability),
@@ -268,9 +313,13 @@ impl Device for FileDevice {
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         // What goes past the page cache has nothing there to send.
-        let pieces = self.direct.is_none().then(|| vec![Piece { file: Arc::clone(&self.file), at, len }]);
-        let located = self.check(Operation::Read, at, len).map(|()| pieces);
-        Box::pin(async { located })
+        let piece = || {
+            let is_resident = self.in_memory
+                || self.mode == OpenMode::ReadWrite && self.resident.holds(&self.file, self.size(), at, len);
+            vec![Piece { file: Arc::clone(&self.file), at, len, is_resident }]
+        };
+        let located = self.check(Operation::Read, at, len).map(|()| self.direct.is_none().then(piece));
+        Box::pin(std::future::ready(located))
     }
 
     /// Holes of a file are told by its file system; a block device says that all is data.
@@ -383,6 +432,24 @@ pub fn is_one_hole(file: &File) -> bool {
     is_file && rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO)
 }
 
+/// Whether the file lies in a file system without a disk.
+fn is_in_memory(file: &File) -> std::result::Result<bool, Errno> {
+    /// What `statfs(2)` calls tmpfs and ramfs.
+    const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64;
+    Ok(IN_MEMORY.contains(&(kind & 0xffff_ffff)))
+}
+
+/// A regular file may be cut short under us: a write behind its new end would bring the length back, and zeroes where
+/// data was, without an error. `least`: 0 for any length. To seek to the end costs a third of an `fstat`; it moves the
+/// file's own position, which nothing here uses.
+pub(super) fn check_length(file: &File, least: u64, operation: Operation) -> std::result::Result<(), Failed> {
+    if least > 0 && rustix::fs::seek(file, SeekFrom::End(0))? < least {
+        return Err(Failed { errno: Errno::IO, flush: operation == Operation::Flush });
+    }
+    Ok(())
+}
+
 fn size_of(file: &File, is_regular: bool, direct: Option<&Direct>) -> std::result::Result<u64, Errno> {
     let size = if is_regular {
         rustix::fs::fstat(file)?.st_size as u64
@@ -421,12 +488,14 @@ pub(super) fn write_all(
     mut data: &[u8],
     durability: Durability,
 ) -> std::result::Result<(), Failed> {
-    let flags = match durability {
-        Durability::Cached => ReadWriteFlags::empty(),
-        Durability::Stable => ReadWriteFlags::DSYNC,
-    };
     while !data.is_empty() {
-        match rustix::io::pwritev2(file, &[IoSlice::new(data)], at, flags) {
+        let written = match durability {
+            Durability::Cached => rustix::io::pwrite(file, data, at),
+            Durability::Stable => {
+                rustix::io::pwritev2(file, &[IoSlice::new(data)], at, ReadWriteFlags::DSYNC)
+            }
+        };
+        match written {
             Ok(0) => return Err(Errno::IO.into()),
             Ok(n) => {
                 data = &data[n..];

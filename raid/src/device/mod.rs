@@ -17,6 +17,8 @@
 
 mod direct;
 mod file;
+mod resident;
+mod write_queue;
 
 pub use file::{Caching, FileDevice, OpenMode, is_one_hole};
 
@@ -59,6 +61,8 @@ pub struct Piece {
     pub at: u64,
     /// Bytes.
     pub len: u64,
+    /// All of it is in memory: to send it waits for no disk.
+    pub is_resident: bool,
 }
 
 /// A run of bytes that is stored in one way.

@@ -12,7 +12,7 @@
 use super::handshake::{Exports, Handshake, Progress, Refused, Session};
 use super::listen::{Accepted, Listeners};
 use super::tls::Security;
-use super::transmission::{self, Pool, Timing};
+use super::transmission::{self, Pool, Stream, Timing};
 use bytes::BytesMut;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -147,7 +147,7 @@ fn tune(stream: &TcpStream) -> std::result::Result<(), Errno> {
 /// One client, from its first byte to its last.
 async fn connection<S>(stream: S, house: Arc<House>, mut stopping: watch::Receiver<bool>)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Stream,
 {
     let haggling = tokio::time::timeout(house.limits.handshake, open(stream, &house));
     let opened = tokio::select! {
@@ -248,7 +248,7 @@ async fn serve<S>(
     house: Arc<House>,
     mut stopping: watch::Receiver<bool>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Stream,
 {
     tracing::debug!(export = session.export.name, style = ?session.style, "NBD client connected");
     let stop = Box::pin(async move {

@@ -19,8 +19,8 @@
 //! - *Unsynced ranges are made equal before they are read* (`sync`), durably, so that a block once read after an
 //!   unclean stop never changes, whichever member is lost later. Copies that are equal may be so in the machine's caches
 //!   only, where a process was killed: all legs are flushed first, once.
-//! - *A change runs to its end.* The body of a write, flush or repair is a task of its own, spawned through
-//!   [`Runtime`]: a client that drops the future half-way leaves no leg behind, and no error of a flush unseen.
+//! - *A change runs to its end.* The body of a write, flush or repair that has to wait becomes a task of its own, spawned
+//!   through [`Runtime`]: a client that drops the future half-way leaves no leg behind, and no error of a flush unseen.
 //!
 //! Lock order: range lock → metadata mutex → plain mutexes (never held over an await).
 //!
@@ -28,9 +28,9 @@
 //! and of the member its state, bad blocks, reads in flight and lateness), one boxed future, then the member's read straight
 //! into the caller's buffer; no lock, no clock. One that is not answered at once: a counter, a look at another copy and at
 //! the clock, a box, and a place in a list under a plain mutex (`pulse`). A read over several chunks splits that buffer (no
-//! copy) and reads its parts at once. *Write* into a dirty region: a counter and three looks at the roster, one task and one
-//! oneshot, three plain mutexes (gate, range lock, bitmap) taken twice each, and an order a leg (`stall`); the payload is
-//! shared between legs, not copied.
+//! copy) and reads its parts at once. *Write* into a dirty region: a counter and three looks at the roster, three plain
+//! mutexes (gate, range lock, bitmap) taken twice each, and an order a leg (`stall`); the payload is shared between legs, not
+//! copied. If a leg makes it wait, one task and one oneshot more.
 
 mod assemble;
 mod choice;
@@ -72,6 +72,7 @@ use range_lock::RangeLocks;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use uuid::Uuid;
 use write::Change;
@@ -271,13 +272,19 @@ pub(crate) enum Verdict {
     Kept,
 }
 
-/// Runs `body` as a task of its own, to its end, whatever becomes of the returned future.
+/// Runs `body` to its end, whatever becomes of the returned future. It begins where it is asked for, and becomes a task
+/// of its own when it has to wait for something.
 pub(crate) fn run_to_end<T: Send + 'static>(
     inner: &Arc<Inner>,
     body: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Io<'static, T> {
     let inner = Arc::clone(inner);
+    let mut body = Box::pin(body);
     Box::pin(async move {
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(body.as_mut().poll(cx))).await;
+        if let Poll::Ready(outcome) = at_once {
+            return outcome;
+        }
         let (done, outcome) = oneshot::channel();
         inner.runtime.spawn(Box::pin(async move {
             // Nobody may be waiting any more; the body has run all the same.

@@ -205,6 +205,7 @@ impl Inner {
             for piece in found {
                 match pieces.last_mut() {
                     Some(last) if Arc::ptr_eq(&last.file, &piece.file) && last.at + last.len == piece.at => {
+                        last.is_resident &= piece.is_resident;
                         last.len += piece.len;
                     }
                     _ => pieces.push(piece),

@@ -3,6 +3,7 @@
 use super::super::wire::{Descriptor, ErrorCode, STATE_HOLE, STATE_ZERO, Style};
 use super::admit::{Admitted, admit_filter};
 use super::memory::Lease;
+use super::pipes::Pipes;
 use super::reply::{Found, Refusal, Reply, To};
 use crate::device::{Device, Durability, buffer};
 use crate::error::Error;
@@ -14,13 +15,14 @@ use std::sync::Arc;
 /// Parts that one sparse read is answered in at most; beyond that it is read as a whole.
 const MAX_PARTS: usize = 64;
 
-/// Does what was admitted. `payload` is what came with the request.
+/// Does what was admitted. `payload` is what came with the request; `pipes`, what a read may leave in the kernel.
 pub(super) async fn execute(
     device: Arc<dyn Device>,
     admitted: Admitted,
     payload: Bytes,
     to: To,
-    lease: Lease,
+    mut lease: Lease,
+    pipes: Option<Arc<Pipes>>,
 ) -> Reply {
     let outcome = match admitted {
         // Nothing to do is done; no device needs to think about it.
@@ -37,6 +39,16 @@ pub(super) async fn execute(
                 {
                     // Boxed: rare, and every request would carry its size.
                     return Reply::pieces(to, Box::pin(read_parts(&*device, parts)).await, lease);
+                }
+            }
+            // What has to wait for a disk is read: that leaves a slow member, and mends a bad one.
+            if let Some(pipes) = &pipes
+                && let Ok(Some(pieces)) = device.locate(at, len.into()).await
+                && pieces.iter().all(|piece| piece.is_resident)
+            {
+                match Reply::spliced(to, at, &pieces, pipes, lease) {
+                    Ok(reply) => return reply,
+                    Err(unused) => lease = unused,
                 }
             }
             match read(&*device, at, len as usize).await {

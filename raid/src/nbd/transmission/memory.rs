@@ -2,6 +2,7 @@
 //! been sent: a little that is each connection's own, and beyond that a pool that all share.
 
 use super::super::wire;
+use super::pipes::Pipes;
 use crate::runtime::BoxFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ pub(super) const MIN_CHARGE: u32 = 4096;
 pub struct Pool {
     free: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
+    pipes: Arc<Pipes>,
 }
 
 impl Pool {
@@ -26,7 +28,7 @@ impl Pool {
     #[must_use]
     pub fn new(bytes: u32) -> Self {
         let bytes = bytes.max(wire::MAX_PAYLOAD) as usize;
-        Self { free: Arc::new(Semaphore::new(bytes)), waiting: Arc::new(AtomicUsize::new(0)) }
+        Self { free: Arc::new(Semaphore::new(bytes)), waiting: Arc::default(), pipes: Arc::default() }
     }
 
     /// Whether someone waits for memory.
@@ -80,6 +82,11 @@ impl Purse {
     /// Whether someone waits for what all share.
     pub(super) fn contended(&self) -> bool {
         self.pool.contended()
+    }
+
+    /// The pipes that all share.
+    pub(super) fn pipes(&self) -> &Arc<Pipes> {
+        &self.pool.pipes
     }
 
     /// Takes `bytes` for the next request, of its own allowance first.

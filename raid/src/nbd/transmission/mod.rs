@@ -25,11 +25,14 @@
 mod admit;
 mod execute;
 mod memory;
+mod pipes;
 mod receive;
 mod reply;
 mod send;
+mod stream;
 
 pub use memory::{PRIVATE_BYTES, Pool, SHARED_BYTES_PER_CONNECTION};
+pub use stream::{Plain, Stream};
 
 use super::handshake::Session;
 use super::wire::Malformed;
@@ -38,6 +41,7 @@ use admit::Admitted;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use memory::{Lease, Purse};
+use pipes::Pipes;
 use receive::Receiving;
 use reply::{Reply, To};
 use std::collections::VecDeque;
@@ -45,7 +49,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 /// Requests of one connection that may be in flight, replies not yet sent included.
@@ -95,7 +98,7 @@ pub async fn run<S>(
     stop: BoxFuture<'static, ()>,
 ) -> Ended
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Stream,
 {
     let mut connection = Connection {
         stream,
@@ -151,7 +154,7 @@ struct Connection<'a, S> {
     broken: Option<Ended>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+impl<S: Stream> Connection<'_, S> {
     /// Goes round until nothing moves: every part registers its waker when it cannot go on.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.poll_stop(cx);
@@ -216,8 +219,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Starts an operation. One that completes at once never becomes a task.
     fn start(&mut self, cx: &mut Context<'_>, admitted: Admitted, payload: Bytes, to: To, lease: Lease) {
         let device = Arc::clone(&self.session.export.device);
+        let pipes = match admitted {
+            Admitted::Read { len, .. } if Pipes::are_worth(len) && self.stream.plain().is_some() => {
+                Some(Arc::clone(self.purse.pipes()))
+            }
+            _ => None,
+        };
         let mut operation: BoxFuture<'static, Reply> =
-            Box::pin(execute::execute(device, admitted, payload, to, lease));
+            Box::pin(execute::execute(device, admitted, payload, to, lease, pipes));
         match operation.as_mut().poll(cx) {
             Poll::Ready(reply) => self.replies.push_back(reply),
             Poll::Pending => self.running.push(operation),

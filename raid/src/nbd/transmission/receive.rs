@@ -4,12 +4,13 @@ use super::super::wire::{self, Command, EXTENDED_REQUEST_LEN, Malformed, REQUEST
 use super::admit::{Admitted, admit};
 use super::memory::{Lease, MIN_CHARGE};
 use super::reply::{Refusal, Reply, To};
+use super::stream::Stream;
 use super::{Connection, Ended, MAX_REQUESTS};
 use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 
 /// Capacity for one receive.
 const RECEIVE_BYTES: usize = 128 << 10;
@@ -30,7 +31,7 @@ pub(super) enum Receiving {
     Closed(Ended),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+impl<S: Stream> Connection<'_, S> {
     /// Understands what has been received, starts what it asks for; whether anything was understood.
     pub(super) fn start_requests(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;

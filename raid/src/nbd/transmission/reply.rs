@@ -5,7 +5,10 @@
 
 use super::super::wire::{self, Chunk, ChunkHeader, DONE, ErrorCode, SimpleReply, Style, chunk};
 use super::memory::Lease;
+use super::pipes::{Pipes, Spliced};
+use crate::device::Piece;
 use bytes::{BufMut, Bytes};
+use std::sync::Arc;
 
 /// The longest header: an extended chunk's, and where its data begins.
 const HEAD: usize = ChunkHeader::EXTENDED_LEN + 8;
@@ -49,11 +52,22 @@ impl From<&crate::Error> for Refusal {
 /// Room that is written from its start on.
 type Cursor<'a> = &'a mut [u8];
 
+/// What follows a header.
+#[derive(Debug)]
+enum Payload {
+    Bytes(Bytes),
+    /// In a pipe, with so much of the header as is not to be sent before it.
+    Spliced(Spliced),
+}
+
 /// A header and what follows it.
 pub(super) struct Part {
     head: [u8; HEAD],
-    len: u8,
-    payload: Bytes,
+    /// Bytes of `head` that are sent from there.
+    before: u8,
+    /// Bytes in all.
+    len: usize,
+    payload: Payload,
 }
 
 impl Part {
@@ -62,8 +76,9 @@ impl Part {
         let mut head = [0; HEAD];
         let mut room: Cursor<'_> = &mut head;
         write(&mut room);
-        let len = (HEAD - room.len()) as u8;
-        Self { head, len, payload }
+        let before = HEAD - room.len();
+        let len = before + payload.len();
+        Self { head, before: before as u8, len, payload: Payload::Bytes(payload) }
     }
 
     fn simple(to: To, outcome: Result<(), ErrorCode>, payload: Bytes) -> Self {
@@ -78,11 +93,23 @@ impl Part {
     }
 
     fn data(to: To, at: u64, data: Bytes, flags: u16) -> Self {
-        let (cookie, offset, length) = (to.cookie, to.offset, data.len() as u64 + 8);
-        Self::new(data, |head| {
-            ChunkHeader { flags, kind: chunk::OFFSET_DATA, cookie, offset, length }.encode(to.style, head);
-            head.put_u64(at);
-        })
+        let len = data.len() as u64;
+        Self::new(data, |head| data_head(to, at, len, flags, head))
+    }
+
+    /// All that was read, in a pipe; `None` where it has to be copied.
+    fn spliced(to: To, at: u64, pieces: &[Piece], pipes: &Arc<Pipes>) -> Option<Self> {
+        let mut bytes = [0; HEAD];
+        let mut room: Cursor<'_> = &mut bytes;
+        let data = pieces.iter().map(|piece| piece.len).sum();
+        match to.style {
+            Style::Simple => SimpleReply::new(to.cookie, Ok(())).put(&mut room),
+            Style::Structured | Style::Extended => data_head(to, at, data, DONE, &mut room),
+        }
+        let head = HEAD - room.len();
+        let (before, spliced) = pipes.fill(&bytes[..head], pieces)?;
+        let (before, len) = (before.len() as u8, head + data as usize);
+        Some(Self { head: bytes, before, len, payload: Payload::Spliced(spliced) })
     }
 
     fn made(to: To, chunk: &Chunk, flags: u16) -> Self {
@@ -94,14 +121,27 @@ impl Part {
         })
     }
 
-    /// Its bytes, in the order in which they are sent.
+    /// Its bytes, in the order in which they are sent; what is in a pipe comes after them.
     pub(super) fn slices(&self) -> [&[u8]; 2] {
-        [&self.head[..usize::from(self.len)], &self.payload]
+        let payload = if let Payload::Bytes(bytes) = &self.payload { &bytes[..] } else { &[] };
+        [&self.head[..usize::from(self.before)], payload]
     }
 
-    fn len(&self) -> usize {
-        usize::from(self.len) + self.payload.len()
+    /// What waits in a pipe.
+    pub(super) fn pipe(&mut self) -> Option<&mut Spliced> {
+        if let Payload::Spliced(spliced) = &mut self.payload { Some(spliced) } else { None }
     }
+
+    /// Whether something of it waits in a pipe.
+    pub(super) fn is_spliced(&self) -> bool {
+        matches!(self.payload, Payload::Spliced(_))
+    }
+}
+
+fn data_head(to: To, at: u64, len: u64, flags: u16, head: &mut Cursor<'_>) {
+    let (cookie, offset, length) = (to.cookie, to.offset, len + 8);
+    ChunkHeader { flags, kind: chunk::OFFSET_DATA, cookie, offset, length }.encode(to.style, head);
+    head.put_u64(at);
 }
 
 /// A piece of what a sparse read found.
@@ -143,6 +183,20 @@ impl Reply {
             Style::Structured | Style::Extended => Part::data(to, at, data, DONE),
         };
         Self::one(part, lease)
+    }
+
+    /// All that was read, which is not empty, from where it lies; gives the lease back where it has to be copied.
+    pub(super) fn spliced(
+        to: To,
+        at: u64,
+        pieces: &[Piece],
+        pipes: &Arc<Pipes>,
+        lease: Lease,
+    ) -> Result<Self, Lease> {
+        match Part::spliced(to, at, pieces, pipes) {
+            Some(part) => Ok(Self::one(part, lease)),
+            None => Err(lease),
+        }
     }
 
     /// What a sparse read found, in chunks; there must be one at least.
@@ -189,7 +243,12 @@ impl Reply {
 
     /// Bytes it has.
     pub(super) fn len(&self) -> usize {
-        self.parts().map(Part::len).sum()
+        self.parts().map(|part| part.len).sum()
+    }
+
+    /// What of it waits in a pipe. Such a reply has one part.
+    pub(super) fn pipe(&mut self) -> Option<&mut Spliced> {
+        self.first.pipe()
     }
 }
 

@@ -1,15 +1,15 @@
 //! Sending: all replies that are ready leave together.
 
+use super::stream::Stream;
 use super::{Connection, Ended};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Slices that one `writev` may carry.
 const MAX_SLICES: usize = 128;
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+impl<S: Stream> Connection<'_, S> {
     /// Sends what is ready; whether any byte left.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
@@ -17,20 +17,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut used = 0;
             let mut skip = self.sent;
-            let parts = self.replies.iter().flat_map(super::Reply::parts);
-            for bytes in parts.flat_map(super::reply::Part::slices) {
-                let rest = &bytes[skip.min(bytes.len())..];
-                skip = skip.saturating_sub(bytes.len());
-                if rest.is_empty() {
-                    continue;
+            'gather: for part in self.replies.iter().flat_map(super::Reply::parts) {
+                for bytes in part.slices() {
+                    let rest = &bytes[skip.min(bytes.len())..];
+                    skip = skip.saturating_sub(bytes.len());
+                    if rest.is_empty() {
+                        continue;
+                    }
+                    if used == MAX_SLICES {
+                        break 'gather;
+                    }
+                    slices[used] = IoSlice::new(rest);
+                    used += 1;
                 }
-                if used == MAX_SLICES {
+                // What is in its pipe has to leave first.
+                if part.is_spliced() {
                     break;
                 }
-                slices[used] = IoSlice::new(rest);
-                used += 1;
             }
-            match Pin::new(&mut *self.stream).poll_write_vectored(cx, &slices[..used]) {
+            let written = if used > 0 {
+                Pin::new(&mut *self.stream).poll_write_vectored(cx, &slices[..used])
+            } else {
+                let more = self.replies.len() > 1;
+                let pipe = self.replies.front_mut().and_then(super::Reply::pipe);
+                match pipe.zip(self.stream.plain()) {
+                    Some((pipe, plain)) => plain.poll_splice(cx, pipe, more),
+                    // Nothing is put in a pipe for such a stream, and a reply has bytes left while it is here.
+                    None => Poll::Ready(Ok(0)),
+                }
+            };
+            match written {
                 Poll::Pending => return moved,
                 Poll::Ready(Ok(0)) => self.abandon(Ended::Broken(std::io::ErrorKind::WriteZero)),
                 Poll::Ready(Ok(sent)) => self.account(sent),
