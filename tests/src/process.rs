@@ -52,9 +52,19 @@ impl Sandbox {
     /// An empty one, on the file system of temporary files.
     #[must_use]
     pub fn new() -> Self {
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// An empty one, in memory.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::within(Path::new("/dev/shm"))
+    }
+
+    fn within(parent: &Path) -> Self {
         // Short, since the path of a Unix socket has 107 bytes at most.
-        let dir =
-            tempfile::Builder::new().prefix("dcl").tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::Builder::new().prefix("dcl").tempdir_in(parent);
+        let dir = dir.expect("a temporary directory can be made");
         std::fs::create_dir(dir.path().join("run")).expect("the directory is new and ours");
         Self { dir }
     }

@@ -1,9 +1,6 @@
-//! Benchmarks, side by side in one run: `cargo build --release -p raid && cargo run --release -p tests --bin bench -- raid`.
-//!
-//! Variants take turns (A B A B …), so that a noisy machine is as noisy for each. Told are the lowest, median and
-//! highest of all rounds, the ratio of the medians, and the CPU time that the server spent per operation.
+//! The engine: rebuild against `dd`, the bitmap's price, degraded against healthy, near against far.
 
-use rustix::param::clock_ticks_per_second;
+use crate::measure::{Bench, Measured, compare, cpu_seconds, timed};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,119 +8,18 @@ use std::time::Instant;
 use tests::process::{Sandbox, run, succeed};
 use tests::volumes::{Served, create, pattern};
 
-const ROUNDS: usize = 5;
-/// Seconds of one measurement.
-const SECONDS: u32 = 3;
-const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts]...";
-
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let known = [("rebuild", rebuild as fn()), ("bitmap", bitmap), ("reads", reads), ("layouts", layouts)];
-    let wanted = arguments.get(1..).unwrap_or_default();
-    let understood = arguments.first().is_some_and(|first| first == "raid")
-        && wanted.iter().all(|one| known.iter().any(|(name, _)| name == one));
-    if !understood {
-        eprintln!("{USAGE}");
-        std::process::exit(2);
-    }
-    if cfg!(debug_assertions) {
-        eprintln!("bench: this is a debug build; its figures say nothing (use --release)");
-    }
-    for (name, bench) in known {
-        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
-            bench();
-        }
-    }
+/// What there is to measure, by name.
+pub fn benches() -> Vec<Bench> {
+    vec![
+        ("rebuild", Box::new(rebuild)),
+        ("bitmap", Box::new(bitmap)),
+        ("reads", Box::new(reads)),
+        ("layouts", Box::new(layouts)),
+    ]
 }
 
-/// What one measurement gave: a figure, and CPU microseconds of the server per operation where there is a server.
-#[derive(Clone, Copy)]
-struct Measured {
-    figure: f64,
-    cpu: Option<f64>,
-}
-
-/// Measures two variants by turns and prints them, and the second's median over the first's.
-fn compare(
-    title: &str,
-    unit: &str,
-    names: [&str; 2],
-    goal: &str,
-    mut measure: impl FnMut(usize, usize) -> Measured,
-) {
-    let mut all = [Vec::new(), Vec::new()];
-    for round in 0..ROUNDS {
-        // Who goes first changes, too.
-        for turn in 0..2 {
-            let variant = (turn + round) % 2;
-            all[variant].push(measure(variant, round));
-        }
-    }
-    println!("\n{title}, {unit}, {ROUNDS} rounds");
-    println!("  {:<28} {:>10} {:>10} {:>10} {:>12}", "", "lowest", "median", "highest", "CPU µs/op");
-    let mut medians = [0.0; 2];
-    for (variant, measured) in all.iter().enumerate() {
-        let figures = ordered(measured.iter().map(|one| one.figure));
-        let cpu = ordered(measured.iter().filter_map(|one| one.cpu));
-        let cpu = if cpu.is_empty() { "-".to_owned() } else { format!("{:.1}", cpu[cpu.len() / 2]) };
-        medians[variant] = figures[ROUNDS / 2];
-        println!(
-            "  {:<28} {:>10.1} {:>10.1} {:>10.1} {cpu:>12}",
-            names[variant],
-            figures[0],
-            medians[variant],
-            figures[ROUNDS - 1]
-        );
-    }
-    println!("  {} : {} = {:.2}   {goal}", names[1], names[0], medians[1] / medians[0]);
-}
-
-fn ordered(figures: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures
-}
-
-/// User and system time of a process so far, in seconds.
-fn cpu_seconds(pid: u32) -> f64 {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    // The name, in parentheses, may hold anything: fields are counted behind it. utime and stime are 14 and 15.
-    let (_, fields) = stat.rsplit_once(')').expect("the name stands in parentheses");
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    let ticks: u64 = ticks.map(|field| field.parse::<u64>().expect("times are numbers")).sum();
-    ticks as f64 / clock_ticks_per_second() as f64
-}
-
-/// Runs fio against a volume; gives its `iops` or `bw` (MiB/s), and the server's CPU time per operation.
 fn fio(served: &Served, rw: &str, arguments: &str) -> Measured {
-    let before = cpu_seconds(served.server.pid());
-    let told = succeed(
-        Command::new("fio")
-            .args([
-                "--name=bench",
-                "--ioengine=nbd",
-                "--output-format=json",
-                "--randrepeat=0",
-                "--gtod_reduce=1",
-            ])
-            .args(["--rw", rw, "--uri", &served.uri()])
-            .args(arguments.split_whitespace()),
-    );
-    let cpu = cpu_seconds(served.server.pid()) - before;
-    // Warnings may stand before the document.
-    let json = told.find('{').map_or(told.as_str(), |at| &told[at..]);
-    let json: serde_json::Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("{told}: {e}"));
-    let job = &json["jobs"][0];
-    assert_eq!(job["error"], 0, "fio met an error: {told}");
-    let side = &job[if rw.ends_with("write") { "write" } else { "read" }];
-    let number = |name: &str| side[name].as_f64().unwrap_or_else(|| panic!("no {name} in {told}"));
-    let figure = if rw.starts_with("rand") { number("iops") } else { number("bw") / 1024.0 };
-    Measured { figure, cpu: Some(cpu * 1e6 / number("total_ios")) }
-}
-
-fn timed() -> String {
-    format!("--runtime={SECONDS} --time_based")
+    crate::measure::fio(served.server.pid(), &served.uri(), rw, arguments)
 }
 
 /// An array of four members of `mib` MiB each, filled, in a sandbox of its own.

@@ -1,0 +1,39 @@
+//! Benchmarks, side by side in one run:
+//! `cargo build --release -p raid && cargo run --release -p tests --bin bench -- raid | nbd`.
+//!
+//! Variants take turns (A B A B …), so that a noisy machine is as noisy for each. Told are the lowest, median and
+//! highest of all rounds, the ratio of the medians, and the CPU time that the server spent per operation.
+
+mod measure;
+mod nbd;
+mod raid;
+
+const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts]... | bench nbd [CASE]...";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = arguments.get(1..).unwrap_or_default();
+    let benches: Vec<measure::Bench> = match arguments.first().map(String::as_str) {
+        Some("raid") => raid::benches(),
+        Some("nbd") => nbd::benches(),
+        _ => usage(),
+    };
+    if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != one)) {
+        let known: Vec<&str> = benches.iter().map(|(name, _)| *name).collect();
+        eprintln!("bench: there is no '{unknown}'; there are: {}", known.join(", "));
+        usage();
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("bench: this is a debug build; its figures say nothing (use --release)");
+    }
+    for (name, bench) in benches {
+        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
+            bench();
+        }
+    }
+}
+
+fn usage() -> ! {
+    eprintln!("{USAGE}");
+    std::process::exit(2);
+}
