@@ -264,11 +264,11 @@ mod tests {
     fn what_was_sent_in_part_leaves_nothing_behind() {
         let (file, bytes) = file_of(200);
         let pipes = Arc::new(Pipes::default());
-        let fill = || pipes.fill(b"", &[piece(&file, 0, 200 * PAGE)]).unwrap().1;
+        let filled = || pipes.fill(b"", &[piece(&file, 0, 200 * PAGE)]).unwrap().1;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         // A socket that nobody reads from takes a part at most.
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).unwrap();
-        let mut spliced = fill();
+        let mut spliced = filled();
         let part = spliced.send(&ours, false).unwrap();
         assert!(part < 200 * PAGE as usize, "{part}");
         drop(spliced);
@@ -276,17 +276,17 @@ mod tests {
         let mut came = vec![0; part];
         theirs.read_exact(&mut came).unwrap();
         assert_eq!(came, bytes[..part]);
-        assert_eq!(sent(fill()), bytes);
+        assert_eq!(sent(filled()), bytes);
     }
 
     #[test]
     fn pipes_run_out_and_come_back() {
         let (file, bytes) = file_of(16);
         let pipes = Arc::new(Pipes::default());
-        let fill = || pipes.fill(b"", &[piece(&file, 0, 16 * PAGE)]).map(|(_, spliced)| spliced);
-        let all: Vec<_> = std::iter::from_fn(fill).collect();
+        let filled = || pipes.fill(b"", &[piece(&file, 0, 16 * PAGE)]).map(|(_, spliced)| spliced);
+        let all: Vec<_> = std::iter::from_fn(filled).collect();
         assert_eq!(all.len(), SMALL.most);
         drop(all);
-        assert_eq!(sent(fill().unwrap()), bytes);
+        assert_eq!(sent(filled().unwrap()), bytes);
     }
 }

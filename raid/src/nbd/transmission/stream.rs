@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -29,6 +29,9 @@ impl Stream for TcpStream {
         Some(Plain::Tcp(self))
     }
 }
+
+/// A stream within the process, for whoever drives a connection by hand.
+impl Stream for DuplexStream {}
 
 /// What is encrypted has to be in our memory first.
 impl<S: Stream> Stream for TlsStream<S> {}
