@@ -48,7 +48,9 @@ fn clients_that_retry_see_no_error_while_the_server_stops_is_killed_and_comes_ba
     let mut work = fio(&sandbox, &above);
     for round in 0..4 {
         // Some writes have come since the last time.
-        let written = || std::fs::metadata(&members[0]).map_or(0, |file| std::os::unix::fs::MetadataExt::mtime_nsec(&file));
+        let written = || {
+            std::fs::metadata(&members[0]).map_or(0, |file| std::os::unix::fs::MetadataExt::mtime_nsec(&file))
+        };
         let before = written();
         eventually("a write", Duration::from_secs(20), || (written() != before).then_some(()));
         assert!(work.is_running(), "fio had nothing left to do before restart {round}");

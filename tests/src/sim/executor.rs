@@ -537,10 +537,12 @@ impl Runtime for SimRuntime {
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
-        if !self.0.alive() {
+        let mut core = self.0.shared.core.lock();
+        if core.boot != self.0.boot {
             return;
         }
-        let mut core = self.0.shared.core.lock();
+        // After a cut in the midst of the spawning task's turn, it waits here to go with all others: whoever waits for
+        // it has lost its power too and must not be told anything.
         let id = core.next_id;
         core.next_id += 1;
         core.spawned.push((id, task));
