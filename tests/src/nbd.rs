@@ -389,6 +389,10 @@ impl Gate {
         self.asked.lock().clone()
     }
 
+    fn is_broken(&self, at: u64, len: u64) -> bool {
+        self.pretence.lock().broken.iter().any(|broken| broken.start < at + len && at < broken.end)
+    }
+
     async fn pass(&self) {
         // Each operation uses up its permit, so that `let_through` counts.
         self.open.acquire().await.expect("never closed for good").forget();
@@ -412,7 +416,7 @@ impl Device for Gate {
         // Reads pass: they show that a connection goes on while its writes wait.
         self.asked.lock().push("read");
         let len = buf.len() as u64;
-        if self.pretence.lock().broken.iter().any(|broken| broken.start < at + len && at < broken.end) {
+        if self.is_broken(at, len) {
             let (device, operation, errno) = ("gate".to_owned(), Operation::Read, rustix::io::Errno::IO);
             return Box::pin(async move { Err(Error::Io { device, operation, at, len, errno }) });
         }
@@ -451,6 +455,10 @@ impl Device for Gate {
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        // What cannot be read cannot be sent from where it lies, either.
+        if self.is_broken(at, len) {
+            return Box::pin(async { Ok(None) });
+        }
         self.inner.locate(at, len)
     }
 
