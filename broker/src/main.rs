@@ -202,7 +202,7 @@ async fn serve_log(
 
 /// Lets `raid10` find the volume. Clients are served without it, too.
 async fn open_control(volume: &Arc<Volume>, stop: &StopHandle) -> Option<ControlServer> {
-    let handles = Handles { stop: stop.clone(), open: read_write(Caching::PageCache) };
+    let handles = Handles { stop: stop.clone(), open: read_write(Caching::PageCache), attach: None };
     match control::serve(Arc::clone(volume), handles).await {
         Ok(control) => Some(control),
         Err(error) => {

@@ -44,6 +44,9 @@ impl std::fmt::Display for Operation {
 /// A cause of failure.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
+    /// A volume could not be attached or detached.
+    #[error(transparent)]
+    Attach(#[from] crate::attach::AttachError),
     /// A request reaches past the end of the device. Units: bytes.
     #[error("{operation} of {len} bytes at {at} reaches past the end of the device ({size} bytes)")]
     OutOfBounds {
@@ -576,7 +579,7 @@ fn held_hint(failed: bool) -> &'static str {
 }
 
 /// What the system calls an errno, without its number.
-fn words(errno: Errno) -> String {
+pub(crate) fn words(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
@@ -608,6 +611,7 @@ impl Error {
             | Self::PassedSocket { errno, .. }
             | Self::Certificate { cause: CertificateError::Unreadable(errno), .. }
             | Self::ControlUnreachable { errno, .. } => *errno,
+            Self::Attach(cause) => cause.errno(),
             Self::NoSuchMember { .. }
             | Self::NoneExists(_)
             | Self::NotServed { .. }

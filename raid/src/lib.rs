@@ -20,6 +20,7 @@
 //! - [`status`], [`event`], [`orders`]: what a volume says about itself, what it tells as it happens, what it can be told.
 //! - [`create`], [`examine`]: making arrays, and looking at members offline.
 //! - [`nbd`]: any device served to NBD clients.
+//! - [`attach`]: a served volume as a disk of the machine it runs on.
 //! - [`control`]: steering a served volume from outside.
 //! - [`cli`]: the `raid10` command.
 
@@ -53,6 +54,7 @@ pub mod examine;
 pub mod nbd;
 mod socket;
 
+pub mod attach;
 pub mod cli;
 pub mod control;
 

@@ -3,6 +3,7 @@
 // A harness's panics are how a test fails; every function here may.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod attach;
 pub mod broker;
 pub mod clients;
 pub mod md;

@@ -91,6 +91,7 @@ const EDGES: &[&str] = &[
     "raid/src/device/write_queue.rs",
     "raid/src/runtime/tokio_runtime.rs",
     "raid/src/nbd/",
+    "raid/src/attach/",
     "raid/src/control",
     "raid/src/cli",
     "raid/src/main.rs",

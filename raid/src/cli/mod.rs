@@ -5,6 +5,7 @@
 //! stdout carries what was asked for and nothing else. Logs go to stderr, in the amount that `RUST_LOG` says; without
 //! it, only a server that is ready logs.
 
+mod attach;
 mod create;
 mod examine;
 mod members;
@@ -46,6 +47,8 @@ enum Command {
     Wait(wait::Wait),
     Grow(members::Grow),
     Limit(members::Limit),
+    Attach(attach::Attach),
+    Detach(attach::Detach),
     Stop(stop::Stop),
 }
 
@@ -69,6 +72,8 @@ pub fn main() -> ExitCode {
         Command::Wait(wait) => run_small(wait.run()),
         Command::Grow(grow) => run_small(grow.run()),
         Command::Limit(limit) => run_small(limit.run()),
+        Command::Attach(attach) => run_small(attach.run()),
+        Command::Detach(detach) => run_small(detach.run()),
         Command::Stop(stop) => run_small(stop.run()),
     };
     match done {

@@ -5,6 +5,7 @@
 
 use super::tls::TlsFlags;
 use super::{log_to_stderr, runtime, say, size};
+use crate::attach::{self, Attacher};
 use crate::control::{
     self, ControlServer, Handles, OnEvent, Program, StopHandle, make_runtime_dir, read_write, runtime_dir,
 };
@@ -28,7 +29,8 @@ const BLOCKING_THREADS: usize = 64;
 /// Serve a volume over NBD, in the foreground.
 ///
 /// Exports it as "" and under its name, and prints "ready" once it accepts connections. SIGTERM, SIGINT and
-/// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0.
+/// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0. While the volume is attached
+/// (`raid10 attach`) they are refused; a second signal ends it all the same.
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
     /// The array's files or block devices, in any order. One that does not exist is done without, if that is safe.
@@ -69,6 +71,8 @@ pub(super) fn run(serve: Serve) -> Result<()> {
     // Before there are threads: it changes the environment.
     let passed = Passed::from_environment()?;
     let mut threads = tokio::runtime::Builder::new_multi_thread();
+    // Before there are threads.
+    attach::flush_for_others();
     threads.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS);
     runtime(threads)?.block_on(serve.run(passed))
 }
@@ -91,11 +95,16 @@ impl Serve {
         let on_event =
             program.map(|program| OnEvent::start(program, volume.name(), volume.uuid(), volume.events()));
         let stop = StopHandle::new();
+        let attacher = Arc::new(Attacher::new(self.read_only));
         let ready = async {
             if listeners.is_empty() {
                 listeners = Listeners::bind(&[default_address(&volume)?], remote).await?;
             }
-            let handles = Handles { stop: stop.clone(), open: read_write(self.caching()) };
+            let handles = Handles {
+                stop: stop.clone(),
+                open: read_write(self.caching()),
+                attach: Some(Arc::clone(&attacher)),
+            };
             control::serve(Arc::clone(&volume), handles).await
         };
         let control = match ready.await {
@@ -114,7 +123,7 @@ impl Serve {
         let server = Server::start(listeners, exports, Limits::standard(), security);
         say("ready");
         tokio::select! {
-            () = signals.any() => stop.request(),
+            () = asked_to_end(&mut signals, &attacher, volume.name()) => stop.request(),
             () = stop.requested() => {}
         }
         tracing::info!("stopping");
@@ -177,6 +186,18 @@ fn announce(volume: &Volume, uris: &[String], control: &ControlServer) {
     for member in status.members.iter().filter(|member| member.state != MemberState::InSync) {
         let slot = member.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
         tracing::warn!(slot, path = member.path, "member {}", member.state);
+    }
+}
+
+/// Waits for a signal to end. While the volume is attached, the first one is refused: a disk that goes takes what its
+/// file system has not written yet with it. Who insists has a reason.
+async fn asked_to_end(signals: &mut Signals, attacher: &Attacher, name: &str) {
+    signals.any().await;
+    if let Err(refused) = attacher.close(name) {
+        tracing::error!(
+            "not stopping: {refused}; or send the signal again, and lose what is not written yet"
+        );
+        signals.any().await;
     }
 }
 

@@ -4,13 +4,15 @@ use super::examine::examine_path;
 use super::progress::{Progress, amounts};
 use super::volume::{Found, find};
 use super::{say, say_json, size, table};
+use crate::attach::disk;
 use crate::error::Result;
 use crate::examine::Examined;
 use crate::status::{
     BitmapStatus, MemberState, MemberStatus, Status as Document, SyncAction, SyncStatus, VolumeState,
 };
+use serde::Serialize;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How many files of a directory are looked at for other members.
@@ -38,14 +40,20 @@ impl Status {
                 Found::Served(_, status) => (*status, true),
                 Found::Offline(member) => (offline(&with_siblings(*member).await), false),
             };
+            let attached = disk::find(status.uuid)?.map(|attachment| Attached {
+                device: attachment.device().map(Path::to_owned),
+                mounted: attachment.mounts().to_vec(),
+                place: attachment.place(),
+            });
             if self.json {
-                say_json(&status);
+                say_json(&Told { status: &status, attached: attached.as_ref() });
             } else if self.watch && terminal {
                 // Home, the text, and nothing left over from before; the bar goes below it.
-                progress.around(|| say(&format!("\x1b[H\x1b[2J{}\n", show(&status, live))));
+                progress
+                    .around(|| say(&format!("\x1b[H\x1b[2J{}\n", show(&status, live, attached.as_ref()))));
                 progress.show(&status.sync);
             } else {
-                say(&show(&status, live));
+                say(&show(&status, live, attached.as_ref()));
             }
             if !self.watch {
                 return Ok(());
@@ -53,6 +61,23 @@ impl Status {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
+}
+
+/// Where a volume is a disk of this machine.
+#[derive(Debug, Serialize)]
+struct Attached {
+    device: Option<PathBuf>,
+    mounted: Vec<PathBuf>,
+    #[serde(skip)]
+    place: String,
+}
+
+/// The document, and what only the machine it is read on knows.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    status: &'a Document,
+    attached: Option<&'a Attached>,
 }
 
 /// The members of the array that lie in the same directory, the given one among them.
@@ -138,7 +163,7 @@ fn offline(found: &[Examined]) -> Document {
     }
 }
 
-fn show(status: &Document, live: bool) -> String {
+fn show(status: &Document, live: bool, attached: Option<&Attached>) -> String {
     let served = if live { "" } else { " (not served: as its members have it on record)" };
     let bitmap = match status.bitmap.chunk {
         0 => "none".to_owned(),
@@ -154,6 +179,14 @@ fn show(status: &Document, live: bool) -> String {
     if live {
         facts.push(("Sync", sync(&status.sync)));
         facts.push(("Mismatches", status.mismatches.to_string()));
+    }
+    if let Some(Attached { place, .. }) = attached {
+        let place = if live {
+            place.clone()
+        } else {
+            format!("{place}, without a server: `raid10 detach {}` cleans up", status.name)
+        };
+        facts.push(("Attached", place));
     }
     let mut members = table::list(["Slot", "State", "Read errors", "Corrected", "Path"], &[0, 2, 3]);
     for member in &status.members {
@@ -255,7 +288,7 @@ mod tests {
             ]
         );
         assert_eq!(status.state, VolumeState::Degraded);
-        let text = show(&status, false);
+        let text = show(&status, false, None);
         assert!(text.contains("slot 0 not in sync; `raid10 add vol PATH`"), "{text}");
         assert!(text.contains("not served") && !text.contains("Sync"), "{text}");
     }

@@ -5,7 +5,7 @@ use crate::error::Result;
 
 /// Stop serving a volume: what runs is finished, everything is flushed and marked clean.
 ///
-/// Returns when that is done. Serves `raid10 serve` and `broker serve` alike.
+/// Returns when that is done; refused while the volume is attached. Serves `raid10 serve` and `broker serve` alike.
 #[derive(Debug, clap::Args)]
 pub(super) struct Stop {
     /// An array's name, its UUID, or the path of any member.

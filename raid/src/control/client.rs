@@ -2,6 +2,7 @@
 
 use super::requests::{Add, Done, Grown, Limit, OnMember, Replace, Scrub, ScrubReport};
 use super::{SUFFIX, runtime_dir, socket_path};
+use crate::attach::Shown;
 use crate::error::{Error, Result};
 use crate::event::Mismatch;
 use crate::orders::{Added, MemberName, SpeedLimits};
@@ -87,6 +88,21 @@ impl Client {
     /// Sets speed limits; one that is `None` stays.
     pub async fn limit(&self, min: Option<u64>, max: Option<u64>) -> Result<Option<SpeedLimits>> {
         self.ask(Method::POST, "/limit", &Limit { min, max }).await
+    }
+
+    /// Where the volume is shown as a file of its machine, if it is.
+    pub async fn attached(&self) -> Result<Option<Option<Shown>>> {
+        self.ask(Method::GET, "/attached", &()).await
+    }
+
+    /// Shows the volume as a file of its machine.
+    pub async fn attach(&self) -> Result<Option<Shown>> {
+        self.ask(Method::POST, "/attach", &()).await
+    }
+
+    /// Takes that file away, flushed.
+    pub async fn detach(&self) -> Result<Option<()>> {
+        self.order("/detach", &()).await
     }
 
     /// A command that is answered by its being done.

@@ -5,7 +5,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /status` | [`Status`](crate::status::Status), the document of `raid10 status --json` |
-//! | `POST /stop` | `{}` once the volume is flushed and marked clean |
+//! | `POST /stop` | `{}` once the volume is flushed and marked clean; refused while it is attached |
 //! | `POST /fail`, `/remove` `{"member"}` | `{}` |
 //! | `POST /add` `{"path","force"}` | [`Added`](crate::orders::Added): being rebuilt, caught up, or a spare |
 //! | `POST /replace` `{"member","path"}` | `{}` once the copying has begun |
@@ -13,6 +13,9 @@
 //! | `POST /scrub/cancel` | `{}` |
 //! | `GET /mismatches` | what the last scrub found |
 //! | `POST /grow` | `{"size"}` |
+//! | `GET /attached` | [`Shown`](crate::attach::Shown), or `null` |
+//! | `POST /attach` | [`Shown`](crate::attach::Shown): the volume is a file of this machine |
+//! | `POST /detach` | `{}` once that is flushed and gone; refused while the file is in use |
 //! | `POST /limit` `{"min","max"}` | [`SpeedLimits`](crate::orders::SpeedLimits) as they are now; a limit that is left out stays |
 //!
 //! A member is `{"slot": 1}` or `{"path": "…"}`; paths are absolute, and are opened by the process that serves. A
@@ -23,6 +26,7 @@
 //! server lives; a dead server's is taken over by the next one, and told from a living one by connecting. Commands that
 //! change the volume are carried out one at a time, each to its end, even if the client goes away.
 
+mod attach;
 pub mod client;
 mod members;
 pub mod on_event;

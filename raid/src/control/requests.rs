@@ -1,7 +1,9 @@
 //! The requests to a served volume: read, checked, carried out one at a time, answered.
 
+use super::attach::{attach, attached, detach};
 use super::members::{Opener, refuse_member, resolve};
 use super::server::{Handles, StopHandle};
+use crate::attach::Attacher;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::event::{Event, Mismatch};
@@ -77,16 +79,17 @@ pub struct ScrubReport {
 
 /// What the requests work on.
 #[derive(Clone)]
-struct Served {
-    volume: Arc<Volume>,
+pub(super) struct Served {
+    pub(super) volume: Arc<Volume>,
     stop: StopHandle,
     open: Opener,
+    pub(super) attach: Option<Arc<Attacher>>,
     /// Held while a command changes the volume.
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A failure, on its way to the client.
-struct Refused(Error);
+pub(super) struct Refused(Error);
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
@@ -105,15 +108,15 @@ impl IntoResponse for Refused {
     }
 }
 
-type Answer<T> = std::result::Result<Json<T>, Refused>;
+pub(super) type Answer<T> = std::result::Result<Json<T>, Refused>;
 
 /// An object without fields.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Done {}
 
 pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
-    let Handles { stop, open } = handles;
-    let served = Served { volume, stop, open, one: Arc::default() };
+    let Handles { stop, open, attach: attacher } = handles;
+    let served = Served { volume, stop, open, attach: attacher, one: Arc::default() };
     Router::new()
         .route("/status", get(status))
         .route("/stop", post(stop_volume))
@@ -126,12 +129,15 @@ pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
         .route("/mismatches", get(mismatches))
         .route("/grow", post(grow))
         .route("/limit", post(limit))
+        .route("/attached", get(attached))
+        .route("/attach", post(attach))
+        .route("/detach", post(detach))
         .with_state(served)
 }
 
 impl Served {
     /// Carries a command out when all before it are done, to its end, whatever becomes of the client.
-    async fn carry_out<T: Serialize + Send + 'static, F>(
+    pub(super) async fn carry_out<T: Serialize + Send + 'static, F>(
         &self,
         command: impl FnOnce(Self) -> F + Send + 'static,
     ) -> Answer<T>
@@ -181,6 +187,9 @@ async fn status(State(served): State<Served>) -> Json<Status> {
 }
 
 async fn stop_volume(State(served): State<Served>) -> Answer<Done> {
+    if let Some(attacher) = &served.attach {
+        attacher.close(served.volume.name())?;
+    }
     served.stop.request();
     served.stop.outcome().await.map_err(Error::Remote)?;
     Ok(Json(Done {}))

@@ -3,6 +3,7 @@
 
 use super::members::Opener;
 use super::{make_runtime_dir, requests, runtime_dir, socket_path};
+use crate::attach::Attacher;
 use crate::error::Result;
 use crate::socket::UnixListener;
 use crate::volume::Volume;
@@ -116,6 +117,8 @@ pub struct Handles {
     pub stop: StopHandle,
     /// Opens devices that are to become members.
     pub open: Opener,
+    /// Shows the volume to its own machine; `None` where the process that serves it has it for itself.
+    pub attach: Option<Arc<Attacher>>,
 }
 
 /// Listens on the volume's control socket in the [`runtime_dir`]. When a client asks for the end, the caller stops the

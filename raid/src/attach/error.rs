@@ -1,0 +1,165 @@
+//! Why a volume could not be attached or detached, a variant a cause, each with its remedy.
+
+use crate::error::words;
+use rustix::io::Errno;
+
+/// A cause.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AttachError {
+    /// Only root has devices and mounts.
+    #[error("only root can attach or detach volumes; run it as root")]
+    NotRoot,
+    /// Whoever serves the volume has it for itself.
+    #[error(
+        "{name} is served by a broker, which keeps its log on it and nothing else; \
+         to mount a volume, serve it with `raid10 serve`"
+    )]
+    OwnUse {
+        /// The volume.
+        name: String,
+    },
+    /// The kernel has no FUSE, or it is not loaded.
+    #[error("cannot open /dev/fuse: {}; load it with `modprobe fuse`", words(*errno))]
+    NoFuse {
+        /// What the system said.
+        errno: Errno,
+    },
+    /// The kernel's network block devices were asked for.
+    #[error(
+        "cannot attach to {device}: this version attaches through FUSE and a loop device only; leave --device out, or use \
+         `nbd-client`"
+    )]
+    NoNbd {
+        /// The device asked for.
+        device: String,
+    },
+    /// The volume could not be shown as a file.
+    #[error("cannot show the volume as {path}: {}; the process that serves it must run as root", words(*errno))]
+    Show {
+        /// Where.
+        path: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// The file of a volume could not be taken away.
+    #[error("cannot take {path} away: {}; `fuser -v {path}` shows who uses it", words(*errno))]
+    Hide {
+        /// Where it is.
+        path: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// What the server shows cannot be seen here.
+    #[error(
+        "{path} is not to be seen here: the process that serves the volume has mounts of its own; run both in one mount namespace"
+    )]
+    Unseen {
+        /// Where it should be.
+        path: String,
+    },
+    /// It is attached, and once is enough.
+    #[error("{name} is attached at {place} already; `raid10 detach {name}` undoes that")]
+    Already {
+        /// The volume.
+        name: String,
+        /// The device, and the directory if it is mounted.
+        place: String,
+    },
+    /// It is not attached.
+    #[error("{name} is not attached")]
+    NotAttached {
+        /// The volume.
+        name: String,
+    },
+    /// A stop while attached.
+    #[error("{name} is attached to this machine; `raid10 detach {name}` first")]
+    StopAttached {
+        /// The volume.
+        name: String,
+    },
+    /// Somebody else mounted it.
+    #[error("{device} is mounted on {dir}, and not by `raid10 attach`; `umount {dir}` first")]
+    MountedByOthers {
+        /// The device.
+        device: String,
+        /// Where.
+        dir: String,
+    },
+    /// A mount that cannot be undone, because it is used.
+    #[error("{dir} is in use: {said}; `fuser -vm {dir}` shows by whom; end them, then detach again")]
+    MountInUse {
+        /// Where.
+        dir: String,
+        /// What `umount` said.
+        said: String,
+    },
+    /// A device that cannot be let go.
+    #[error("{device} is in use by {who}; let it go there, then detach again")]
+    DeviceInUse {
+        /// The device.
+        device: String,
+        /// A device stacked on it, or a process.
+        who: String,
+    },
+    /// There is nothing to be mounted on the volume.
+    #[error(
+        "{name} holds no file system that is known here; make one, for example with \
+         `mkfs.ext4 \"$(raid10 attach {name})\"`, and attach it with --mount then"
+    )]
+    NoFileSystem {
+        /// The volume.
+        name: String,
+    },
+    /// Not a place to mount on.
+    #[error("cannot mount on {dir}: {why}")]
+    MountPoint {
+        /// The directory.
+        dir: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A program of the system failed.
+    #[error("`{command}` failed: {said}")]
+    Command {
+        /// As it was run.
+        command: String,
+        /// What it said, or its exit status.
+        said: String,
+    },
+    /// The kernel's lists could not be read, or the note not be written.
+    #[error("{path}: {}", words(*errno))]
+    Files {
+        /// What was read or written.
+        path: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// Memory that was locked could not be unlocked; the volume is detached all the same.
+    #[error("the volume is detached, but its server keeps its memory locked: {}", words(*errno))]
+    Memory {
+        /// What the system said.
+        errno: Errno,
+    },
+}
+
+impl AttachError {
+    /// What the system calls it.
+    pub(crate) fn errno(&self) -> Errno {
+        match self {
+            Self::NotRoot | Self::OwnUse { .. } => Errno::PERM,
+            Self::NoFuse { errno }
+            | Self::Memory { errno }
+            | Self::Show { errno, .. }
+            | Self::Hide { errno, .. }
+            | Self::Files { errno, .. } => *errno,
+            Self::NotAttached { .. } => Errno::NOENT,
+            Self::Already { .. }
+            | Self::StopAttached { .. }
+            | Self::MountedByOthers { .. }
+            | Self::MountInUse { .. }
+            | Self::DeviceInUse { .. } => Errno::BUSY,
+            Self::NoNbd { .. } | Self::NoFileSystem { .. } | Self::MountPoint { .. } => Errno::INVAL,
+            Self::Unseen { .. } | Self::Command { .. } => Errno::IO,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Showing a served volume to its own machine as a file, and taking that away.
+
+use super::requests::{Answer, Done, Served};
+use crate::attach::{AttachError, Attacher, Shown};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use axum::Json;
+use axum::extract::State;
+use std::sync::Arc;
+
+impl Served {
+    fn attacher(&self) -> Result<Arc<Attacher>> {
+        let own_use = || AttachError::OwnUse { name: self.volume.name().to_owned() };
+        Ok(Arc::clone(self.attach.as_ref().ok_or_else(own_use)?))
+    }
+
+    /// Does with the attacher what may block.
+    async fn with_attacher<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Attacher) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let attacher = self.attacher()?;
+        let name = self.volume.name().to_owned();
+        let working = tokio::task::spawn_blocking(move || work(&attacher));
+        working.await.unwrap_or(Err(Error::Stopped { name }))
+    }
+}
+
+pub(super) async fn attached(State(served): State<Served>) -> Json<Option<Shown>> {
+    Json(served.attach.as_ref().and_then(|attacher| attacher.shown()))
+}
+
+pub(super) async fn attach(State(served): State<Served>) -> Answer<Shown> {
+    let io = tokio::runtime::Handle::current();
+    served
+        .carry_out(|served| async move {
+            let (device, uuid) = (Arc::clone(&served.volume) as Arc<dyn Device>, served.volume.uuid());
+            served.with_attacher(move |attacher| attacher.attach(device, uuid, io)).await
+        })
+        .await
+}
+
+pub(super) async fn detach(State(served): State<Served>) -> Answer<Done> {
+    served
+        .carry_out(|served| async move {
+            // A volume that can no longer be flushed can be detached all the same, and says so.
+            let flushed =
+                if served.attacher()?.shown().is_some() { served.volume.flush().await } else { Ok(()) };
+            served.with_attacher(Attacher::detach).await?;
+            flushed.map(|()| Done {})
+        })
+        .await
+}
