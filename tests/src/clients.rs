@@ -102,6 +102,18 @@ impl Broker {
         Self { server, port, settings, logs }
     }
 
+    /// Apache Kafka itself, with the given log directory.
+    #[must_use]
+    pub fn kafka(sandbox: &Sandbox, logs: &Path, settings: &[&str]) -> Self {
+        // Of two lines with one key, the last one counts.
+        let log_dirs = format!("log.dirs={}", logs.display());
+        let settings =
+            settings.iter().map(|&setting| setting.to_owned()).chain([log_dirs]).collect::<Vec<_>>();
+        let port = free_port();
+        let server = launch_kafka(sandbox, &settings, port);
+        Self { server, port, settings, logs: Logs::Directory(logs.to_owned()) }
+    }
+
     /// The process again on the same port and logs, after `end` has ended it.
     #[must_use]
     pub fn restarted(self, sandbox: &Sandbox, end: impl FnOnce(Server)) -> Self {
@@ -154,6 +166,14 @@ impl Broker {
         command.args(["--bootstrap-server", &self.address()]).args(arguments.split_whitespace());
         command
     }
+}
+
+/// One of Kafka's tools that needs no broker: the class under `org.apache.kafka.tools`, and its arguments.
+#[must_use]
+pub fn kafka_tool(sandbox: &Sandbox, class: &str, arguments: &[&str]) -> Command {
+    let mut command = java(sandbox);
+    command.arg(format!("org.apache.kafka.tools.{class}")).args(arguments);
+    command
 }
 
 /// SIGTERM, and an orderly end: status 0 from ours; the JVM says 143 for Kafka.
