@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tests::attach::Attached;
 use tests::clients::{Broker, Logs};
-use tests::process::{Sandbox, bytes_of, eventually, left_out, refuse, run, succeed};
+use tests::process::{Sandbox, Server, bytes_of, eventually, left_out, refuse, run, succeed};
 use tests::volumes::{Mount, Served, create, pattern, patterned};
 
 const MIB: u64 = 1 << 20;
@@ -57,8 +57,16 @@ fn traces(sandbox: &Sandbox) -> Vec<String> {
     let loops: Vec<String> = loops.lines().filter(|line| line.contains(&home)).map(str::to_owned).collect();
     let run = std::fs::read_dir(sandbox.runtime_dir()).expect("the runtime directory is there");
     let files = run.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned());
-    let files = files.filter(|name| name.ends_with(".disk") || name.ends_with(".mounted"));
+    let files = files.filter(|name| [".disk", ".mounted"].iter().any(|suffix| name.ends_with(suffix)));
     mounts.chain(loops).chain(files).collect()
+}
+
+/// Kilobytes that a process has locked in memory.
+fn locked(server: &Server) -> u64 {
+    let path = format!("/proc/{}/status", server.pid());
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("a live process has VmLck");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number of kB")
 }
 
 #[test]
@@ -71,6 +79,7 @@ fn what_is_written_to_the_disk_is_on_the_volume() {
     let served = Served::start(&sandbox, &images, "");
     let attached = Attached::new(&sandbox, "vol", &[]);
     let device = attached.device().to_owned();
+    assert!(locked(&served.server) > 0, "the server's memory is not locked");
     let told = status(&sandbox, "vol");
     assert_eq!(told["attached"]["device"], device.to_str().expect("UTF-8"), "{told}");
     let size = succeed(sandbox.command("blockdev").arg("--getsize64").arg(&device));
@@ -89,6 +98,7 @@ fn what_is_written_to_the_disk_is_on_the_volume() {
     assert_eq!(attached.detach(), "");
     assert_eq!(traces(&sandbox), Vec::<String>::new());
     assert_eq!(status(&sandbox, "vol")["attached"], Value::Null);
+    assert_eq!(locked(&served.server), 0, "the server's memory is still locked");
     refused(&sandbox, &["detach", "vol"], &["vol is not attached"]);
 
     // By NBD, from the same server: the file system as it was left.
@@ -184,7 +194,43 @@ fn space_that_the_file_system_gives_back_leaves_the_images() {
     served.stop();
 }
 
-/// Random writes, zeroes and discards of all sizes on the device itself, many at a time, read back and compared.
+#[test]
+fn an_attached_volume_grows() {
+    if without_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let images = volume(&sandbox);
+    let served = Served::start(&sandbox, &images, "");
+    let attached = Attached::new(&sandbox, "vol", &[]);
+    mkfs(&sandbox, attached.device());
+    let dir = sandbox.join("mnt");
+    let mount = Mount::of(attached.device(), &dir, "");
+    write_through(&dir.join("kept"), b"kept");
+    for image in &images {
+        let file = std::fs::File::options().write(true).open(image).expect("the image is there");
+        file.set_len(160 * MIB).expect("the image is sparse");
+    }
+    let before = served.size();
+    succeed(sandbox.raid10().args(["grow", "vol"]));
+    let size = succeed(sandbox.command("blockdev").arg("--getsize64").arg(attached.device()));
+    assert_eq!(size.trim_end().parse(), Ok(served.size()));
+    assert!(served.size() > before + 100 * MIB, "{before} bytes before, {size} after");
+    mount.unmount();
+    succeed(sandbox.command("e2fsck").args(["-f", "-p"]).arg(attached.device()));
+    succeed(sandbox.command("resize2fs").arg(attached.device()));
+    let mount = Mount::of(attached.device(), &dir, "");
+    let large = patterned(200 * MIB, 4);
+    write_through(&dir.join("large"), &large);
+    mount.unmount();
+    let mount = Mount::of(attached.device(), &dir, "");
+    assert!(bytes_of(&dir.join("kept")) == b"kept" && bytes_of(&dir.join("large")) == large);
+    mount.unmount();
+    assert_eq!(attached.detach(), "");
+    served.stop();
+}
+
+/// Random writes of all sizes on the device itself, many at a time, read back and compared.
 #[test]
 fn fio_verifies_the_disk() {
     if without_root() {

@@ -120,8 +120,11 @@ fn text(path: &Path) -> &str {
 
 /// Waits for `n` more lines of a process; gives the last one.
 fn lines(server: &Server, n: usize) -> String {
-    let next = |_| server.line(PATIENCE).unwrap_or_else(|| panic!("no more lines: {}", server.stderr()));
-    (0..n).map(next).last().expect("at least one line")
+    let mut last = String::new();
+    for _ in 0..n {
+        last = server.line(PATIENCE).unwrap_or_else(|| panic!("no more lines: {}", server.stderr()));
+    }
+    last
 }
 
 fn database_and_fio(mkfs: &[&str], fsck: &[&str]) {
@@ -203,28 +206,28 @@ fn apache_kafka_on_ext4_while_members_come_and_go() {
         "VerifiableConsumer",
         &format!("{topic} --group-id all --reset-policy earliest --verbose"),
     ));
-    let mut produced = Vec::new();
-    let acknowledged = |produced: &[Value]| values(produced, "producer_send_success").len() as u64;
-    while acknowledged(&produced) < 1000 {
-        produced.push(serde_json::from_str(&lines(&producer, 1)).expect("a JSON document"));
+    let mut sent_lines = Vec::new();
+    let acknowledged = |sent_lines: &[Value]| values(sent_lines, "producer_send_success").len() as u64;
+    while acknowledged(&sent_lines) < 1000 {
+        sent_lines.push(serde_json::from_str(&lines(&producer, 1)).expect("a JSON document"));
     }
     rig.lose_and_replace(&sandbox);
     // What it has printed meanwhile, and no more: it must still be at work.
     while let Some(line) = producer.line(Duration::ZERO) {
-        produced.push(serde_json::from_str(&line).expect("a JSON document"));
+        sent_lines.push(serde_json::from_str(&line).expect("a JSON document"));
     }
-    let meanwhile = acknowledged(&produced);
+    let meanwhile = acknowledged(&sent_lines);
     assert!(meanwhile > 1000 && meanwhile < RECORDS, "{meanwhile} records were acknowledged meanwhile");
 
-    told_to_the_end(&mut producer, &mut produced);
-    let mut consumed = Vec::new();
-    told_to_the_end(&mut consumer, &mut consumed);
+    told_to_the_end(&mut producer, &mut sent_lines);
+    let mut got_lines = Vec::new();
+    told_to_the_end(&mut consumer, &mut got_lines);
     let all: BTreeSet<u64> = (0..RECORDS).collect();
-    let errors: Vec<_> = produced.iter().filter(|line| line["name"] == "producer_send_error").collect();
+    let errors: Vec<_> = sent_lines.iter().filter(|line| line["name"] == "producer_send_error").collect();
     assert!(errors.is_empty(), "{errors:?}");
-    let sent = values(&produced, "producer_send_success");
+    let sent = values(&sent_lines, "producer_send_success");
     assert!(sent.len() == all.len() && BTreeSet::from_iter(sent) == all, "not every record was acknowledged");
-    let got = values(&consumed, "record_data");
+    let got = values(&got_lines, "record_data");
     assert!(got.len() == all.len() && BTreeSet::from_iter(got) == all, "not every record came, each once");
 
     let ended = kafka.server.terminate();

@@ -24,6 +24,9 @@ use uuid::Uuid;
 /// How long a loop device may take to go after it was let go: something may look at it at this moment (udev does).
 const GOING: Duration = Duration::from_secs(5);
 
+/// How long somebody may have a device open before that counts as using it.
+const LOOKING: Duration = Duration::from_secs(2);
+
 /// Refuses everybody but root.
 pub fn need_root() -> Result<()> {
     if rustix::process::geteuid().is_root() { Ok(()) } else { Err(AttachError::NotRoot.into()) }
@@ -136,14 +139,30 @@ impl Attachment {
         self.forget_note()
     }
 
+    /// Makes the disk as large as the volume has become.
+    pub fn resize(&self) -> Result<()> {
+        // Looked at, the file's size is asked for anew.
+        self.file.metadata().map_err(|error| failed(&self.file, &error))?;
+        for disk in &self.disks {
+            run(Command::new("losetup").arg("--set-capacity").arg(&disk.path))?;
+        }
+        Ok(())
+    }
+
     fn refuse_if_used(&self) -> Result<()> {
         if let Some(other) = self.mounts.iter().find(|point| Some(*point) != self.ours.as_ref()) {
             let device = self.device().unwrap_or(&self.file).display().to_string();
             return Err(AttachError::MountedByOthers { device, dir: other.display().to_string() }.into());
         }
         for disk in &self.disks {
+            let begun = Instant::now();
             let mut users = disk.holders.clone();
             users.extend(openers(&disk.path));
+            // Who only looks at it, as udev does at new devices, is gone soon.
+            while !users.is_empty() && disk.holders.is_empty() && begun.elapsed() < LOOKING {
+                std::thread::sleep(Duration::from_millis(20));
+                users = openers(&disk.path);
+            }
             if !users.is_empty() {
                 let device = disk.path.display().to_string();
                 return Err(AttachError::DeviceInUse { device, who: users.join(", ") }.into());

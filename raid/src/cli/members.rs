@@ -2,6 +2,7 @@
 
 use super::volume::{Live, live};
 use super::{absolute, say, size};
+use crate::attach::disk;
 use crate::error::{Error, Result};
 use crate::orders::{Added, MemberName};
 use std::path::PathBuf;
@@ -92,6 +93,8 @@ impl Replace {
 }
 
 /// Make the array as large as its members have become.
+///
+/// Where it is attached, its device grows with it; a file system on it is the next to be grown (`resize2fs`, `xfs_growfs`).
 #[derive(Debug, clap::Args)]
 pub(super) struct Grow {
     /// An array's name, its UUID, or the path of any member; it must be served.
@@ -103,6 +106,9 @@ impl Grow {
         let volume = live(&self.volume).await?;
         let grown = volume.client.grow().await?;
         let bytes = volume.served(grown)?;
+        if let Some(attachment) = disk::find(volume.status.uuid)? {
+            attachment.resize()?;
+        }
         say(&format!("{} ({bytes} bytes)", size::show(bytes)));
         Ok(())
     }

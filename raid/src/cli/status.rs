@@ -77,6 +77,7 @@ struct Attached {
 struct Told<'a> {
     #[serde(flatten)]
     status: &'a Document,
+    #[serde(skip_serializing_if = "Option::is_none")]
     attached: Option<&'a Attached>,
 }
 
