@@ -1,6 +1,6 @@
 //! A served volume as a disk of the machine it runs on: what its kernel mounts file systems from.
 //!
-//! The process that serves shows the volume as one file ([`file`]), by FUSE and without any hop over NBD; a loop device
+//! The process that serves shows the volume as one file (`file`), by FUSE and without any hop over NBD; a loop device
 //! over that file is the disk ([`disk`]). What is attached is never written down: the kernel's own lists say it, so
 //! that it can be undone after any crash. Only which mount is ours to undo is a note in the runtime directory.
 //!
@@ -139,7 +139,7 @@ impl Attacher {
 /// Marks this thread, and all that it starts, as one that others wait for to get memory free (`PR_SET_IO_FLUSHER`): what
 /// it allocates never waits for I/O in turn. Called before there are threads, since none can be marked from outside; it
 /// is always done, because the server cannot know which of its NBD clients is its own kernel. Where it is not permitted,
-/// [`hold_memory`] tells when it matters.
+/// attaching tells that.
 pub fn flush_for_others() {
     if let Err(errno) = configure_io_flusher_behavior(true) {
         tracing::debug!("not an I/O flusher: {errno}");
