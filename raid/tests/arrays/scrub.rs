@@ -396,5 +396,5 @@ async fn a_degraded_array_is_checked_and_a_read_only_one_is_not() {
     array.stop(volume).await;
     let read_only = AssembleOptions { read_only: true };
     let volume = array.try_start(array.devices(), read_only).await.unwrap();
-    assert!(matches!(volume.scrub(false).await, Err(Error::ReadOnly { .. })));
+    assert!(matches!(volume.scrub(false).await, Err(Error::ServedReadOnly { .. })));
 }

@@ -160,7 +160,7 @@ pub(super) struct Spliced {
 }
 
 impl Spliced {
-    /// Sends what `socket` takes now. `more`: something follows at once.
+    /// Sends what `socket` takes now, if it is one that never waits. `more`: something follows at once.
     pub(super) fn send(&mut self, socket: impl AsFd, more: bool) -> Result<usize, Errno> {
         let Some(pipe) = &self.pipe else { return Ok(0) };
         let mut flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
@@ -268,6 +268,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         // A socket that nobody reads from takes a part at most.
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).unwrap();
+        ours.set_nonblocking(true).unwrap();
         let mut spliced = filled();
         let part = spliced.send(&ours, false).unwrap();
         assert!(part < 200 * PAGE as usize, "{part}");

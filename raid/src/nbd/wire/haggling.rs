@@ -279,7 +279,7 @@ pub enum OptionReply {
     Export {
         /// Size in bytes.
         size: u64,
-        /// See [`transmission_flags`].
+        /// As the specification numbers them; see [`Export::transmission_flags`](crate::nbd::Export::transmission_flags).
         flags: u16,
     },
     /// The export's canonical name.
