@@ -18,8 +18,8 @@ fn main() {
         Some("nbd") => nbd::benches(),
         _ => usage(),
     };
-    if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != one)) {
-        let known: Vec<&str> = benches.iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != *one)) {
+        let known: Vec<&str> = benches.iter().map(|(name, _)| name.as_str()).collect();
         eprintln!("bench: there is no '{unknown}'; there are: {}", known.join(", "));
         usage();
     }
@@ -27,7 +27,7 @@ fn main() {
         eprintln!("bench: this is a debug build; its figures say nothing (use --release)");
     }
     for (name, bench) in benches {
-        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
+        if wanted.is_empty() || wanted.contains(&name) {
             bench();
         }
     }

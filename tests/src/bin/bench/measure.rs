@@ -6,7 +6,7 @@ use std::time::Duration;
 use tests::process::{eventually, succeed};
 
 /// A benchmark and its name.
-pub type Bench = (&'static str, Box<dyn Fn()>);
+pub type Bench = (String, Box<dyn Fn()>);
 
 /// Rounds of a comparison.
 pub const ROUNDS: usize = 5;

@@ -50,17 +50,15 @@ const CASES: [Case; 6] = [
     Case { name: "4k-read-qd1", rw: "randread", block: "4k", depth: 1, goal: "(at least 1.0)" },
 ];
 
-/// What there is to measure, by name.
+/// What there is to measure, by name: each case over one connection, and over four.
 pub fn benches() -> Vec<Bench> {
-    let bench = |case: &'static Case| {
-        let run: Box<dyn Fn()> = Box::new(move || {
-            for connections in [1, 4] {
-                measure(case, connections);
-            }
-        });
-        (case.name, run)
+    let bench = |case: &'static Case, connections: u32, name: String| {
+        let run: Box<dyn Fn()> = Box::new(move || measure(case, connections));
+        (name, run)
     };
-    CASES.iter().map(bench).collect()
+    let one = CASES.iter().map(|case| bench(case, 1, case.name.to_owned()));
+    let four = CASES.iter().map(|case| bench(case, 4, format!("{}-x4", case.name)));
+    one.chain(four).collect()
 }
 
 fn measure(case: &Case, connections: u32) {

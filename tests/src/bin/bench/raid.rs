@@ -11,10 +11,10 @@ use tests::volumes::{Served, create, pattern};
 /// What there is to measure, by name.
 pub fn benches() -> Vec<Bench> {
     vec![
-        ("rebuild", Box::new(rebuild)),
-        ("bitmap", Box::new(bitmap)),
-        ("reads", Box::new(reads)),
-        ("layouts", Box::new(layouts)),
+        ("rebuild".to_owned(), Box::new(rebuild)),
+        ("bitmap".to_owned(), Box::new(bitmap)),
+        ("reads".to_owned(), Box::new(reads)),
+        ("layouts".to_owned(), Box::new(layouts)),
     ]
 }
 
