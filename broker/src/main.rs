@@ -70,8 +70,8 @@ fn start(serve: &Serve) -> Result<(), Failure> {
     let config = Config::load(serve.config.as_deref(), &serve.set)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.network_threads as usize)
-        // What blocks waits for disks; more threads than this would only wait for each other.
-        .max_blocking_threads(64)
+        // They come as they are needed. Each member takes no more than its share, so that one that hangs starves nobody.
+        .max_blocking_threads(512)
         .thread_name("broker")
         .enable_all()
         .build()

@@ -19,12 +19,16 @@ use crate::volume::{AssembleOptions, Volume};
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads that run connections; file I/O that blocks has its own.
 const WORKERS: usize = 2;
-/// Threads for file I/O that blocks. Each member can use several at once; more than the disks can do is waste.
-const BLOCKING_THREADS: usize = 64;
+/// Threads for file I/O that blocks, made as they are needed. A member takes no more than its share, so that one that hangs
+/// starves nobody: this is the share of some twenty.
+const BLOCKING_THREADS: usize = 512;
+/// How long the end waits for operations that nobody waits for any more.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Serve a volume over NBD, in the foreground.
 ///
@@ -74,7 +78,11 @@ pub(super) fn run(serve: Serve) -> Result<()> {
     // Before there are threads.
     attach::flush_for_others();
     threads.worker_threads(WORKERS).max_blocking_threads(BLOCKING_THREADS);
-    runtime(threads)?.block_on(serve.run(passed))
+    let runtime = runtime(threads)?;
+    let outcome = runtime.block_on(serve.run(passed));
+    // Everything is closed: a member that still hangs must not hold up the end.
+    runtime.shutdown_timeout(LAST_WAIT);
+    outcome
 }
 
 impl Serve {

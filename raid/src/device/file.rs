@@ -8,6 +8,7 @@
 
 use super::direct::Direct;
 use super::resident::Resident;
+use super::syncs::Syncs;
 use super::write_queue::WriteQueue;
 use super::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range, push_extent};
 use crate::error::{Error, Operation, Result};
@@ -22,6 +23,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
 
 /// Extents that one call looks for at most, two seeks each.
 const MOST_EXTENTS: usize = 1024;
@@ -50,6 +52,10 @@ pub enum Caching {
 /// hundred microseconds.
 const AT_ONCE: u64 = 1 << 20;
 
+/// Blocking threads that the operations of one file may hold, besides its flushes: a disk that hangs must leave some to the
+/// others. The program's pool has to be larger than that of a few files.
+const MOST_THREADS: usize = 24;
+
 /// A file or block device that is open.
 #[derive(Debug)]
 pub struct FileDevice {
@@ -70,6 +76,9 @@ pub struct FileDevice {
     rotates: OnceLock<bool>,
     writes: Arc<WriteQueue>,
     resident: Resident,
+    syncs: Arc<Syncs>,
+    /// How many more operations may hold a blocking thread.
+    turns: Arc<Semaphore>,
 }
 
 /// Why a blocking operation failed.
@@ -143,6 +152,8 @@ impl FileDevice {
             rotates,
             writes,
             resident,
+            syncs: Arc::default(),
+            turns: Arc::new(Semaphore::new(MOST_THREADS)),
         })
     }
 
@@ -166,9 +177,15 @@ impl FileDevice {
             let outcome = outcome.map_err(|failed| self.told(operation, at, len, &failed));
             return Box::pin(std::future::ready(outcome));
         }
-        let file = Arc::clone(&self.file);
+        let (file, turns) = (Arc::clone(&self.file), Arc::clone(&self.turns));
         Box::pin(async move {
+            // A flush shows whether the disk still answers: it never waits for a turn.
+            let turn = match operation {
+                Operation::Flush => None,
+                _ => turns.acquire_owned().await.ok(),
+            };
             let done = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
                 check_length(&file, least, operation)?;
                 work(&file)
             });
@@ -265,14 +282,19 @@ impl Device for FileDevice {
                 written.await.map_err(|failed| self.told(Operation::Write, at, len, &failed))
             });
         }
-        self.blocking(Operation::Write, at, len, move |file| match direct {
-            Some(direct) => direct.write(file, at, &data, durability),
-            None => write_all(file, at, &data, durability),
+        let syncs = Arc::clone(&self.syncs);
+        self.blocking(Operation::Write, at, len, move |file| {
+            let write = || match &direct {
+                Some(direct) => direct.write(file, at, &data, durability),
+                None => write_all(file, at, &data, durability),
+            };
+            if durability == Durability::Stable { syncs.run(write) } else { write() }
         })
     }
 
     fn flush(&self) -> Io<'_, ()> {
-        self.blocking(Operation::Flush, 0, self.size(), sync)
+        let syncs = Arc::clone(&self.syncs);
+        self.blocking(Operation::Flush, 0, self.size(), move |file| syncs.run(|| sync(file)))
     }
 
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
@@ -290,7 +312,7 @@ impl Device for FileDevice {
         if let Err(refused) = self.check(Operation::WriteZeroes, at, len) {
             return Box::pin(async { Err(refused) });
         }
-        let direct = self.direct.clone();
+        let (direct, syncs) = (self.direct.clone(), Arc::clone(&self.syncs));
         self.blocking(Operation::WriteZeroes, at, len, move |file| {
             let quick = match mode {
                 ZeroMode::MayPunch => punch(file, at, len),
@@ -307,7 +329,7 @@ impl Device for FileDevice {
                 },
                 other => other?,
             }
-            if durability == Durability::Stable { sync(file) } else { Ok(()) }
+            if durability == Durability::Stable { syncs.run(|| sync(file)) } else { Ok(()) }
         })
     }
 

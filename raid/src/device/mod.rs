@@ -18,6 +18,7 @@
 mod direct;
 mod file;
 mod resident;
+mod syncs;
 mod write_queue;
 
 pub use file::{Caching, FileDevice, OpenMode, is_one_hole};

@@ -277,12 +277,16 @@ impl Inner {
     pub(super) async fn write_all(&self, meta: &mut Meta, resync_offset: u64) -> Result<()> {
         meta.touched = true;
         loop {
-            let noticed = self.noticed.load(Ordering::Acquire);
             let roster = self.roster();
-            // If the replacement fails in the middle of this, nobody takes over.
-            let takes_over = |(whole, _): &(u32, u32)| roster.written().any(|one| one.number() == *whole);
-            let handover = meta.handover.filter(takes_over);
-            let content = Content::now(&roster, resync_offset, &meta.history, handover);
+            let (noticed, content) = {
+                // Who notices something counts it and then makes it so, under this lock: what is counted is in the content.
+                let _nobody_meanwhile = self.verdicts.lock();
+                let noticed = self.noticed.load(Ordering::Acquire);
+                // If the replacement fails in the middle of this, nobody takes over.
+                let takes_over = |(whole, _): &(u32, u32)| roster.written().any(|one| one.number() == *whole);
+                let handover = meta.handover.filter(takes_over);
+                (noticed, Content::now(&roster, resync_offset, &meta.history, handover))
+            };
             self.update_history(meta, &roster, &content);
             let content = Content { generation: last(&meta.history), ..content };
             // Who has nothing yet does not lag: it is told with the others, and after them.

@@ -174,11 +174,8 @@ impl Inner {
         let Some(inner) = self.own.upgrade() else { return };
         let member = Arc::clone(member);
         self.runtime.spawn(Box::pin(async move {
-            let since = inner.runtime.now();
-            let _counted = member.load.begin();
-            let outcome = member.device.flush().await;
-            member.load.was_answered(since, inner.runtime.now());
-            if let Err(failure) = outcome {
+            // Like any other, so that it can be given up, and holds up nobody who lets the member go.
+            if let Err(failure) = inner.ask(&member, Order::Flush).await {
                 let verdict = inner.judge(&member, &failure);
                 tracing::warn!(volume = %inner.name, member = member.device.name(), %failure, ?verdict,
                     "flush failed");

@@ -165,9 +165,12 @@ impl Inner {
     /// `recorded` before it acknowledges anything that relies on it.
     pub(crate) fn list_bad(&self, member: &Member, range: Range<u64>) -> bool {
         let (at, len) = (member.position(MemberOffset(range.start)), range.end - range.start);
-        self.noticed.fetch_add(1, Ordering::AcqRel);
-        if !member.note_bad(range) {
-            return false;
+        {
+            let _nobody_meanwhile = self.verdicts.lock();
+            self.noticed.fetch_add(1, Ordering::AcqRel);
+            if !member.note_bad(range) {
+                return false;
+            }
         }
         if let Some(slot) = member.slot() {
             let path = member.device.name().to_owned();
