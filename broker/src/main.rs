@@ -70,8 +70,7 @@ fn start(serve: &Serve) -> Result<(), Failure> {
     let config = Config::load(serve.config.as_deref(), &serve.set)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.network_threads as usize)
-        // They come as they are needed. Each member takes no more than its share, so that one that hangs starves nobody.
-        .max_blocking_threads(512)
+        .max_blocking_threads(raid::device::BLOCKING_THREADS)
         .thread_name("broker")
         .enable_all()
         .build()

@@ -118,7 +118,7 @@ enum Trouble {
 async fn send_piece(stream: &Arc<TcpStream>, piece: &Piece, metrics: &Metrics) -> (u64, Result<(), Trouble>) {
     let mut done = 0;
     while done < piece.len {
-        let step = Piece { at: piece.at + done, len: STEP.min(piece.len - done), ..piece.clone() };
+        let step = Piece::new(Arc::clone(&piece.file), piece.at + done, STEP.min(piece.len - done));
         let sent = if is_cached(&step) {
             in_time(stream.async_io(Interest::WRITABLE, || send_step(stream, &step))).await
         } else {

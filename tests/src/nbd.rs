@@ -14,6 +14,7 @@ use raid::nbd::{Address, Export, Exports, Limits, Listeners, Security, Server};
 use raid::runtime::BoxFuture;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -182,6 +183,14 @@ impl Client {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes).expect("the server answers");
         bytes
+    }
+
+    /// Says that nothing more will come, and receives to the end.
+    pub fn rest(&mut self) -> Vec<u8> {
+        self.stream.shutdown(Shutdown::Write).expect("the server is there");
+        let mut answers = Vec::new();
+        self.stream.read_to_end(&mut answers).expect("the server ends in order");
+        answers
     }
 
     /// Sends an option.

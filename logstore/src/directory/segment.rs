@@ -220,10 +220,7 @@ impl SegmentBytes for FileSegment {
     }
 
     fn locate(&self, position: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
-        Box::pin(async move {
-            let file = self.file().await?;
-            Ok(Some(vec![Piece { file, at: position, len, is_resident: false }]))
-        })
+        Box::pin(async move { Ok(Some(vec![Piece::new(self.file().await?, position, len)])) })
     }
 
     fn cut(&self, end: u64) -> Io<'_, ()> {

@@ -9,7 +9,7 @@ use crate::attach::{self, Attacher};
 use crate::control::{
     self, ControlServer, Handles, OnEvent, Program, StopHandle, make_runtime_dir, read_write, runtime_dir,
 };
-use crate::device::{Caching, Device, FileDevice, OpenMode};
+use crate::device::{BLOCKING_THREADS, Caching, Device, FileDevice, OpenMode};
 use crate::error::{Error, Result};
 use crate::nbd::{Address, Export, Exports, Limits, Listeners, Passed, Server};
 use crate::orders::SpeedLimits;
@@ -24,9 +24,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads that run connections; file I/O that blocks has its own.
 const WORKERS: usize = 2;
-/// Threads for file I/O that blocks, made as they are needed. A member takes no more than its share, so that one that hangs
-/// starves nobody: this is the share of some twenty.
-const BLOCKING_THREADS: usize = 512;
 /// How long the end waits for operations that nobody waits for any more.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 

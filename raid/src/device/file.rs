@@ -7,7 +7,7 @@
 //! the file's length) for a change.
 
 use super::direct::Direct;
-use super::resident::Resident;
+use super::resident::Residency;
 use super::syncs::Syncs;
 use super::write_queue::WriteQueue;
 use super::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range, push_extent};
@@ -52,8 +52,10 @@ pub enum Caching {
 /// hundred microseconds.
 const AT_ONCE: u64 = 1 << 20;
 
+/// Blocking threads that a program with files open should allow, made as they are needed: the share of some twenty files.
+pub const BLOCKING_THREADS: usize = 512;
 /// Blocking threads that the operations of one file may hold, besides its flushes: a disk that hangs must leave some to the
-/// others. The program's pool has to be larger than that of a few files.
+/// others.
 const MOST_THREADS: usize = 24;
 
 /// A file or block device that is open.
@@ -66,8 +68,6 @@ pub struct FileDevice {
     size: AtomicU64,
     is_regular: bool,
     mode: OpenMode,
-    /// Its file system keeps everything in memory.
-    in_memory: bool,
     /// `None`: through the page cache.
     direct: Option<Arc<Direct>>,
     /// Whether holes can be punched, once that was tried.
@@ -75,7 +75,7 @@ pub struct FileDevice {
     /// Whether it lies on a rotating disk, once that was looked for.
     rotates: OnceLock<bool>,
     writes: Arc<WriteQueue>,
-    resident: Resident,
+    residency: Arc<Residency>,
     syncs: Arc<Syncs>,
     /// How many more operations may hold a blocking thread.
     turns: Arc<Semaphore>,
@@ -134,11 +134,17 @@ impl FileDevice {
             Caching::PageCache => None,
             Caching::Direct => Some(Arc::new(Direct::of(&file).map_err(failed)?)),
         };
-        let size = size_of(&file, is_regular, direct.as_deref()).map_err(failed)?;
-        let in_memory = is_regular && is_in_memory(&file).map_err(failed)?;
+        let size = size_of(&file, direct.as_deref()).map_err(failed)?;
+        let residency = if is_regular && is_in_memory(&file).map_err(failed)? {
+            Residency::in_memory()
+        } else if mode == OpenMode::ReadWrite {
+            Residency::of_writable()
+        } else {
+            Residency::unknown()
+        };
         let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
         let (punches, rotates) = (OnceLock::new(), OnceLock::new());
-        let (writes, resident) = (Arc::new(WriteQueue::new(Arc::clone(&file))), Resident::default());
+        let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
         Ok(Self {
             file,
             name,
@@ -146,12 +152,11 @@ impl FileDevice {
             size,
             is_regular,
             mode,
-            in_memory,
             direct,
             punches,
             rotates,
             writes,
-            resident,
+            residency: Arc::new(residency),
             syncs: Arc::default(),
             turns: Arc::new(Semaphore::new(MOST_THREADS)),
         })
@@ -172,7 +177,7 @@ impl FileDevice {
         work: impl FnOnce(&File) -> std::result::Result<T, Failed> + Send + 'static,
     ) -> Io<'_, T> {
         let least = self.least(operation);
-        if self.in_memory && (operation == Operation::Flush || len <= AT_ONCE) {
+        if self.residency.is_in_memory() && (operation == Operation::Flush || len <= AT_ONCE) {
             let outcome = check_length(&self.file, least, operation).and_then(|()| work(&self.file));
             let outcome = outcome.map_err(|failed| self.told(operation, at, len, &failed));
             return Box::pin(std::future::ready(outcome));
@@ -228,11 +233,10 @@ impl Device for FileDevice {
 
     fn refresh(&self) -> Io<'_, u64> {
         let file = Arc::clone(&self.file);
-        let (is_regular, direct) = (self.is_regular, self.direct.clone());
+        let direct = self.direct.clone();
         Box::pin(async move {
             // A network file system asks its server: not on this thread.
-            let looked =
-                tokio::task::spawn_blocking(move || size_of(&file, is_regular, direct.as_deref())).await;
+            let looked = tokio::task::spawn_blocking(move || size_of(&file, direct.as_deref())).await;
             let size = looked
                 .unwrap_or(Err(Errno::SHUTDOWN))
                 .map_err(|errno| Error::Size { device: self.name.clone(), errno })?;
@@ -256,7 +260,7 @@ impl Device for FileDevice {
             });
         }
         let mut done = 0;
-        if !self.in_memory {
+        if !self.residency.is_in_memory() {
             // Any failure of the hopeful try (not cached, not supported) is settled by the blocking read.
             let parts = &mut [IoSliceMut::new(&mut buf)];
             done = rustix::io::preadv2(&self.file, parts, at, ReadWriteFlags::NOWAIT).unwrap_or(0);
@@ -276,7 +280,7 @@ impl Device for FileDevice {
             return Box::pin(async { Err(refused) });
         }
         let direct = self.direct.clone();
-        if !self.in_memory && direct.is_none() && durability == Durability::Cached {
+        if !self.residency.is_in_memory() && direct.is_none() && durability == Durability::Cached {
             let written = self.writes.submit(at, data, self.least(Operation::Write));
             return Box::pin(async move {
                 written.await.map_err(|failed| self.told(Operation::Write, at, len, &failed))
@@ -336,9 +340,8 @@ impl Device for FileDevice {
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         // What goes past the page cache has nothing there to send.
         let piece = || {
-            let is_resident = self.in_memory
-                || self.mode == OpenMode::ReadWrite && self.resident.holds(&self.file, self.size(), at, len);
-            vec![Piece { file: Arc::clone(&self.file), at, len, is_resident }]
+            let (file, residency) = (Arc::clone(&self.file), Some(Arc::clone(&self.residency)));
+            vec![Piece { file, at, len, residency }]
         };
         let located = self.check(Operation::Read, at, len).map(|()| self.direct.is_none().then(piece));
         Box::pin(std::future::ready(located))
@@ -462,24 +465,23 @@ fn is_in_memory(file: &File) -> std::result::Result<bool, Errno> {
     Ok(IN_MEMORY.contains(&(kind & 0xffff_ffff)))
 }
 
+/// Bytes that a file or block device has now. To seek to the end works for both, and costs a third of an `fstat`; it moves
+/// the file's own position, which nothing here uses.
+pub(super) fn length(file: &File) -> std::result::Result<u64, Errno> {
+    rustix::fs::seek(file, SeekFrom::End(0))
+}
+
 /// A regular file may be cut short under us: a write behind its new end would bring the length back, and zeroes where
-/// data was, without an error. `least`: 0 for any length. To seek to the end costs a third of an `fstat`; it moves the
-/// file's own position, which nothing here uses.
+/// data was, without an error. `least`: 0 for any length.
 pub(super) fn check_length(file: &File, least: u64, operation: Operation) -> std::result::Result<(), Failed> {
-    if least > 0 && rustix::fs::seek(file, SeekFrom::End(0))? < least {
+    if least > 0 && length(file)? < least {
         return Err(Failed { errno: Errno::IO, flush: operation == Operation::Flush });
     }
     Ok(())
 }
 
-fn size_of(file: &File, is_regular: bool, direct: Option<&Direct>) -> std::result::Result<u64, Errno> {
-    let size = if is_regular {
-        rustix::fs::fstat(file)?.st_size as u64
-    } else {
-        // A block device's stat says 0; its end is found by seeking there. That moves the file's own position, which
-        // nothing here uses.
-        rustix::fs::seek(file, SeekFrom::End(0))?
-    };
+fn size_of(file: &File, direct: Option<&Direct>) -> std::result::Result<u64, Errno> {
+    let size = length(file)?;
     Ok(direct.map_or(size, |direct| direct.reachable(size)))
 }
 

@@ -21,7 +21,9 @@ mod resident;
 mod syncs;
 mod write_queue;
 
-pub use file::{Caching, FileDevice, OpenMode, is_one_hole};
+pub use file::{BLOCKING_THREADS, Caching, FileDevice, OpenMode, is_one_hole};
+
+use resident::Residency;
 
 use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;
@@ -62,8 +64,22 @@ pub struct Piece {
     pub at: u64,
     /// Bytes.
     pub len: u64,
-    /// All of it is in memory: to send it waits for no disk.
-    pub is_resident: bool,
+    residency: Option<Arc<Residency>>,
+}
+
+impl Piece {
+    /// A piece of which nothing more is known.
+    #[must_use]
+    pub fn new(file: Arc<File>, at: u64, len: u64) -> Self {
+        Self { file, at, len, residency: None }
+    }
+
+    /// Whether all of it is in memory now, so that sending it waits for no disk. Costs a system call and a look at each
+    /// page, where its file lies on a disk.
+    #[must_use]
+    pub fn is_resident(&self) -> bool {
+        self.residency.as_ref().is_some_and(|residency| residency.holds(&self.file, self.at, self.len))
+    }
 }
 
 /// A run of bytes that is stored in one way.

@@ -11,6 +11,7 @@
 // One of the modules that may: `mincore` has no safe face, and a mapping is a pointer.
 #![allow(unsafe_code)]
 
+use super::file::length;
 use parking_lot::RwLock;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -65,14 +66,48 @@ impl Drop for Mapping {
     }
 }
 
-/// What is known of a file's place in the page cache. Asked of files that are open for writing only: of others the kernel
-/// may say yes to everything.
-#[derive(Debug, Default)]
-pub(super) struct Resident(RwLock<Option<Mapping>>);
+/// What can be known of a file's place in memory.
+#[derive(Debug)]
+pub struct Residency(Knowledge);
 
-impl Resident {
-    /// Whether the range is in memory. `size` is the file's; where pages are larger than 4 KiB, the answer is always no.
-    pub(super) fn holds(&self, file: &File, size: u64, at: u64, len: u64) -> bool {
+#[derive(Debug)]
+enum Knowledge {
+    /// Its file system has no disk.
+    InMemory,
+    /// What the kernel tells; the mapping is made when it is first asked.
+    Asked(RwLock<Option<Mapping>>),
+    /// Nothing.
+    None,
+}
+
+impl Residency {
+    /// Of a file on a file system without a disk.
+    pub(super) fn in_memory() -> Self {
+        Self(Knowledge::InMemory)
+    }
+
+    /// Of a file that is open for writing: of others the kernel may say yes to everything.
+    pub(super) fn of_writable() -> Self {
+        Self(Knowledge::Asked(RwLock::default()))
+    }
+
+    /// Of any other.
+    pub(super) fn unknown() -> Self {
+        Self(Knowledge::None)
+    }
+
+    /// Whether all of the file always is.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self.0, Knowledge::InMemory)
+    }
+
+    /// Whether the range is in memory, whole and valid. Where pages are larger than 4 KiB, what lies on a disk never is.
+    pub(super) fn holds(&self, file: &File, at: u64, len: u64) -> bool {
+        let mapping = match &self.0 {
+            Knowledge::InMemory => return true,
+            Knowledge::Asked(mapping) => mapping,
+            Knowledge::None => return false,
+        };
         let pages = (at + len).div_ceil(PAGE) - at / PAGE;
         if len == 0 || pages > MOST as u64 || rustix::param::page_size() as u64 != PAGE {
             return false;
@@ -81,12 +116,12 @@ impl Resident {
         let ask = |mapping: &Mapping| {
             ((page + pages) * PAGE as usize <= mapping.len).then(|| mapping.holds(page, pages))
         };
-        if let Some(told) = self.0.read().as_ref().and_then(ask) {
+        if let Some(told) = mapping.read().as_ref().and_then(ask) {
             return told;
         }
         // The first time, or the file has grown. Without addresses to spare, it is as if it were not in memory.
-        let mut mapping = self.0.write();
-        *mapping = Mapping::of(file, size.next_multiple_of(PAGE) as usize).ok();
+        let mut mapping = mapping.write();
+        *mapping = length(file).and_then(|size| Mapping::of(file, size.next_multiple_of(PAGE) as usize)).ok();
         mapping.as_ref().and_then(ask).unwrap_or(false)
     }
 }
@@ -103,26 +138,26 @@ mod tests {
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let size = 64 * PAGE;
         file.write_all(&vec![7; size as usize]).unwrap();
-        let resident = Resident::default();
-        assert!(resident.holds(&file, size, 0, size));
-        assert!(resident.holds(&file, size, 4095, 2));
+        let resident = Residency::of_writable();
+        assert!(resident.holds(&file, 0, size));
+        assert!(resident.holds(&file, 4095, 2));
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        assert!(!resident.holds(&file, size, 0, size));
+        assert!(!resident.holds(&file, 0, size));
         rustix::io::pread(&file, &mut vec![0; 8192][..], 32 * PAGE).unwrap();
-        assert!(resident.holds(&file, size, 32 * PAGE, 2 * PAGE));
+        assert!(resident.holds(&file, 32 * PAGE, 2 * PAGE));
     }
 
     #[test]
     fn a_file_that_grows_is_known_as_it_is_and_one_cut_short_is_not_there() {
         let file = tempfile::tempfile().unwrap();
         rustix::io::pwrite(&file, &[7; 4096], 0).unwrap();
-        let resident = Resident::default();
-        assert!(resident.holds(&file, PAGE, 0, PAGE));
+        let resident = Residency::of_writable();
+        assert!(resident.holds(&file, 0, PAGE));
         rustix::io::pwrite(&file, &[7; 8192], PAGE).unwrap();
-        assert!(resident.holds(&file, 3 * PAGE, 0, 3 * PAGE));
+        assert!(resident.holds(&file, 0, 3 * PAGE));
         file.set_len(PAGE).unwrap();
-        assert!(!resident.holds(&file, 3 * PAGE, 0, 3 * PAGE));
-        assert!(resident.holds(&file, 3 * PAGE, 0, PAGE));
+        assert!(!resident.holds(&file, 0, 3 * PAGE));
+        assert!(resident.holds(&file, 0, PAGE));
     }
 }

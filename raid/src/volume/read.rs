@@ -2,7 +2,7 @@
 //!
 //! Each part of a chunk is read from one copy (`choice`). What that copy answers at once is returned at once. A read
 //! that has to wait is *hedged*: if its member has not answered within a limit, another copy is asked as well, into a
-//! buffer of its own, and the first good answer counts; if both stay silent, one more, and so on. The other operations are
+//! buffer of its own, and the first answer counts; if both stay silent, one more, and so on. The other operations are
 //! left to themselves; they own their buffers.
 //!
 //! The limit is ten times what the *other* member's waiting reads take on average, from 20 ms to 1 s: beyond it the
@@ -205,7 +205,6 @@ impl Inner {
             for piece in found {
                 match pieces.last_mut() {
                     Some(last) if Arc::ptr_eq(&last.file, &piece.file) && last.at + last.len == piece.at => {
-                        last.is_resident &= piece.is_resident;
                         last.len += piece.len;
                     }
                     _ => pieces.push(piece),

@@ -5,7 +5,7 @@ use super::admit::{Admitted, admit_filter};
 use super::memory::Lease;
 use super::pipes::Pipes;
 use super::reply::{Found, Refusal, Reply, To};
-use crate::device::{Device, Durability, buffer};
+use crate::device::{Device, Durability, Piece, buffer};
 use crate::error::Error;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -44,7 +44,7 @@ pub(super) async fn execute(
             // What has to wait for a disk is read: that leaves a slow member, and mends a bad one.
             if let Some(pipes) = &pipes
                 && let Ok(Some(pieces)) = device.locate(at, len.into()).await
-                && pieces.iter().all(|piece| piece.is_resident)
+                && pieces.iter().all(Piece::is_resident)
             {
                 match Reply::spliced(to, at, &pieces, pipes, lease) {
                     Ok(reply) => return reply,

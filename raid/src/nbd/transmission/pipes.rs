@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn piece(file: &Arc<File>, at: u64, len: u64) -> Piece {
-        Piece { file: Arc::clone(file), at, len, is_resident: true }
+        Piece::new(Arc::clone(file), at, len)
     }
 
     fn stocked(stock: &Stock) -> (usize, usize) {
