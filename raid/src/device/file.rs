@@ -3,8 +3,8 @@
 //! Cost of a cached read: one `preadv2(RWF_NOWAIT)`, no thread hop, no copy besides the kernel's. What would wait for the
 //! disk runs on tokio's blocking threads: a hop each for reads that are not cached, or go past the page cache, for
 //! flushes and discards; writes into the page cache share hops (`write_queue`). A file system in memory has no disk to
-//! wait for: there everything of up to [`AT_ONCE`] bytes is done by the caller, one system call for a read, two (a look at
-//! the file's length) for a change.
+//! wait for: there what is not large ([`at_once`]) is done by the caller, one system call for a read, two (a look at the
+//! file's length) for a change.
 
 use super::direct::Direct;
 use super::resident::Residency;
@@ -48,9 +48,15 @@ pub enum Caching {
     Direct,
 }
 
-/// Bytes of one operation that a caller may spend its own time on, where there is no disk: copying them takes some
-/// hundred microseconds.
-const AT_ONCE: u64 = 1 << 20;
+/// Bytes of one operation that a caller may spend its own time on, where there is no disk. Of writes each leg copies them
+/// once more: larger ones are copied by several threads at once, while the caller receives what follows.
+fn at_once(operation: Operation) -> u64 {
+    match operation {
+        Operation::Flush => u64::MAX,
+        Operation::Write => 256 << 10,
+        _ => 1 << 20,
+    }
+}
 
 /// Blocking threads that a program with files open should allow, made as they are needed: the share of some twenty files.
 pub const BLOCKING_THREADS: usize = 512;
@@ -177,7 +183,7 @@ impl FileDevice {
         work: impl FnOnce(&File) -> std::result::Result<T, Failed> + Send + 'static,
     ) -> Io<'_, T> {
         let least = self.least(operation);
-        if self.residency.is_in_memory() && (operation == Operation::Flush || len <= AT_ONCE) {
+        if self.residency.is_in_memory() && len <= at_once(operation) {
             let outcome = check_length(&self.file, least, operation).and_then(|()| work(&self.file));
             let outcome = outcome.map_err(|failed| self.told(operation, at, len, &failed));
             return Box::pin(std::future::ready(outcome));

@@ -30,6 +30,10 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_PROBES: u32 = 3;
 /// After a failed accept (no file descriptors, say), the next try waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a Unix socket may hold of replies that its client has not read. The usual 208 KiB are three replies of 64 KiB:
+/// server and client then wake each other for each. The kernel doubles it for its own needs, and takes as much as
+/// `net.core.wmem_max` allows. Pages that were spliced stay page cache while they wait here.
+const SEND_BUFFER: usize = 512 << 10;
 /// Capacity for one receive of the handshake.
 const HANDSHAKE_RECEIVE: usize = 4096;
 
@@ -109,6 +113,10 @@ async fn accept(listeners: Listeners, house: Arc<House>, mut stopping: watch::Re
                 tracing::warn!("NBD connection refused: {} are open", connections.len());
             }
             Ok(Accepted::Unix(stream)) => {
+                // Less room costs speed only.
+                if let Err(errno) = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER) {
+                    tracing::debug!("NBD connection with a small send buffer: {errno}");
+                }
                 connections.spawn(connection(stream, Arc::clone(&house), stopping.clone()));
             }
             Ok(Accepted::Tcp(stream)) => {
