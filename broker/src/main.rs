@@ -164,6 +164,10 @@ async fn serve_log(
         Home::Volume(_) => None,
     };
     let store = Store::open(home, options, Arc::clone(&engine)).await?;
+    if let Some(volume) = &volume {
+        // Recovery has chosen the good ones among copies that differ.
+        volume.release_resync();
+    }
     // Said once it is true: a start that fails says one line.
     if let Some(directory) = directory {
         eprintln!("broker: log in {directory}");

@@ -89,7 +89,7 @@ pub async fn open(
         }
         _ => {}
     }
-    let volume = Volume::assemble(members, AssembleOptions { read_only: false }, runtime);
+    let volume = Volume::assemble(members, AssembleOptions { read_only: false, hold_resync: true }, runtime);
     let volume = volume.await.map_err(OpenError::Open)?;
     Ok(Opened { volume, missing: if created { Vec::new() } else { missing }, created })
 }

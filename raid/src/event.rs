@@ -113,6 +113,17 @@ pub enum Event {
     },
     /// Copies of a range differ.
     Mismatch(Mismatch),
+    /// A copy of a range held something else than whoever stores there knows to be right, and was rewritten.
+    Corrected {
+        /// The member's slot.
+        slot: usize,
+        /// The member.
+        path: String,
+        /// First byte of the array.
+        at: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// A range of a member cannot be used any more and is on record as bad.
     BadBlocks {
         /// Its slot.
@@ -202,6 +213,7 @@ impl Event {
             Self::ScrubFinished { .. } => "ScrubFinished",
             Self::ScrubStopped { .. } => "ScrubStopped",
             Self::Mismatch(_) => "Mismatch",
+            Self::Corrected { .. } => "Corrected",
             Self::BadBlocks { .. } => "BadBlocks",
             Self::Degraded { .. } => "DegradedArray",
             Self::Failed { .. } => "FailedArray",
@@ -230,6 +242,7 @@ impl Event {
             | Self::ScrubFinished { .. }
             | Self::ScrubStopped { .. }
             | Self::Mismatch(_)
+            | Self::Corrected { .. }
             | Self::BadBlocks { .. }
             | Self::Degraded { .. } => Severity::Warning,
             Self::Failed { .. } => Severity::Error,
@@ -248,6 +261,7 @@ impl Event {
             | Self::RebuildStarted { path, .. }
             | Self::RebuildFinished { path, .. }
             | Self::RebuildStopped { path, .. }
+            | Self::Corrected { path, .. }
             | Self::BadBlocks { path, .. } => Some(path),
             Self::Mismatch(mismatch) => mismatch.odd_one().map(|place| place.path.as_str()),
             _ => None,
@@ -291,6 +305,9 @@ impl fmt::Display for Event {
             }
             Self::ScrubStopped { cause } => write!(f, "check of all copies stopped: {cause}"),
             Self::Mismatch(mismatch) => mismatch.fmt(f),
+            Self::Corrected { slot, path, at, len } => {
+                write!(f, "{path} (slot {slot}) held wrong content of {len} bytes at {at}; it is rewritten")
+            }
             Self::BadBlocks { slot, path, at, len } => {
                 write!(f, "{path} (slot {slot}): {len} bytes at {at} are on record as bad")
             }

@@ -171,7 +171,7 @@ fn what_may_differ_is_read_from_one_leg_however_slow() {
     unclean
         .sim
         .block_on(async {
-            let options = AssembleOptions { read_only: true };
+            let options = AssembleOptions { read_only: true, ..AssembleOptions::default() };
             let volume =
                 Volume::assemble(unclean.plug(&[0, 1]), options, unclean.sim.runtime()).await.unwrap();
             unclean.disks[0].slow(2 * SECOND);

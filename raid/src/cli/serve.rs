@@ -94,7 +94,7 @@ impl Serve {
             listeners.extend(Listeners::take_over(passed, remote)?);
         }
         let members = open_members(&self.members, self.read_only, self.caching())?;
-        let options = AssembleOptions { read_only: self.read_only };
+        let options = AssembleOptions { read_only: self.read_only, hold_resync: false };
         let volume = Volume::assemble(members, options, Arc::new(TokioRuntime::current())).await?;
         volume.set_speed(speed);
         let on_event =

@@ -347,7 +347,7 @@ impl Device for FileDevice {
         // What goes past the page cache has nothing there to send.
         let piece = || {
             let (file, residency) = (Arc::clone(&self.file), Some(Arc::clone(&self.residency)));
-            vec![Piece { file, at, len, residency }]
+            vec![Piece { residency, ..Piece::new(file, at, len) }]
         };
         let located = self.check(Operation::Read, at, len).map(|()| self.direct.is_none().then(piece));
         Box::pin(std::future::ready(located))

@@ -64,6 +64,9 @@ pub struct Piece {
     pub at: u64,
     /// Bytes.
     pub len: u64,
+    /// Of several copies, it is the one that is read of this range as long as nothing speaks against it, and until
+    /// [`Device::arrangement`] changes. Where there is one copy, it is that one.
+    pub usual: bool,
     residency: Option<Arc<Residency>>,
 }
 
@@ -71,7 +74,7 @@ impl Piece {
     /// A piece of which nothing more is known.
     #[must_use]
     pub fn new(file: Arc<File>, at: u64, len: u64) -> Self {
-        Self { file, at, len, residency: None }
+        Self { file, at, len, usual: true, residency: None }
     }
 
     /// Whether all of it is in memory now, so that sending it waits for no disk. Costs a system call and a look at each
@@ -152,6 +155,49 @@ pub trait Device: Send + Sync + 'static {
     fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
         let checked = check_range(Operation::Read, at, len, self.size());
         Box::pin(async { checked })
+    }
+
+    /// In how many ways a range can be read that differ in the copies they go to; 1 where everything is kept once. For
+    /// those who can tell good content from bad: where one way gives them bad content, another may have it good.
+    fn copies(&self) -> usize {
+        1
+    }
+
+    /// Reads in one of these ways, `0..copies()`. What it returns is what those copies hold: nothing is settled or
+    /// repaired first, so two ways may differ, after an unclean stop legitimately, and [`Device::read`] may give
+    /// something else again until the range is mended. A copy that is missing, incomplete or unreadable is an error.
+    fn read_copy(&self, at: u64, buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
+        if copy == 0 {
+            return self.read(at, buf);
+        }
+        let missing = Error::NoCopy { name: self.name().to_owned(), at, len: buf.len() as u64 };
+        Box::pin(async { Err(missing) })
+    }
+
+    /// Makes every copy of a range hold `good`, which the caller knows to be its content: copies that hold something
+    /// else are rewritten, durably, and nothing beside the range changes. Returns how many copies were rewritten. The
+    /// caller makes sure that nobody writes the range to something else meanwhile.
+    ///
+    /// Without copies of its own, a device compares and rewrites itself.
+    fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
+        Box::pin(async move {
+            if self.read(at, buffer(good.len())).await.is_ok_and(|found| found == good) {
+                return Ok(0);
+            }
+            self.write(at, good.clone(), Durability::Stable).await?;
+            let (len, found) = (good.len() as u64, self.read(at, buffer(good.len())).await?);
+            if found == good {
+                return Ok(1);
+            }
+            let device = self.name().to_owned();
+            Err(Error::Io { device, operation: Operation::Read, at, len, errno: rustix::io::Errno::IO })
+        })
+    }
+
+    /// Changes whenever another copy becomes the one that is usually read, somewhere. What was learned of a range by
+    /// reading it holds for the copy that was read.
+    fn arrangement(&self) -> u64 {
+        0
     }
 
     /// Whether [`Device::write_zeroes`] is known to be faster than writing zeroes. Devices that do not know say no.

@@ -16,13 +16,14 @@ pub(crate) mod scrub;
 
 pub(crate) use pace::{Pace, Speed};
 pub(crate) use progress::Progress;
-pub(crate) use resync::equalise;
-pub(crate) use scrub::Scrub;
+pub(crate) use resync::{differing_runs, equalise};
+pub(crate) use scrub::{Scrub, rewrite_unreadable};
 
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::volume::Inner;
 use futures_util::future::select;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -40,6 +41,11 @@ pub(crate) fn spawn(inner: &Arc<Inner>) {
 async fn upkeep(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, wake: Arc<Notify>) {
     // Held no longer than needed: a volume that was dropped must not live on in its own background.
     while let Some(inner) = volume.upgrade() {
+        if inner.held.load(Ordering::Acquire) {
+            drop(inner);
+            rest(runtime.as_ref(), &wake).await;
+            continue;
+        }
         let walked = resync::walk(&inner).await;
         if matches!(walked, Err(Error::Stopped { .. })) {
             return;
@@ -65,6 +71,11 @@ async fn look(inner: &Arc<Inner>) -> Result<()> {
 
 async fn filling(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, vacancy: Arc<Notify>) {
     while let Some(inner) = volume.upgrade() {
+        if inner.held.load(Ordering::Acquire) {
+            drop(inner);
+            rest(runtime.as_ref(), &vacancy).await;
+            continue;
+        }
         let more = match fill(&inner).await {
             Ok(more) => more,
             Err(Error::Stopped { .. }) => return,

@@ -230,7 +230,7 @@ async fn overwrite(
 }
 
 /// Ranges of whole blocks in which two buffers of one length differ.
-pub(super) fn differing_runs(old: Option<&BytesMut>, good: &[u8]) -> Vec<Range<usize>> {
+pub(crate) fn differing_runs(old: Option<&BytesMut>, good: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (number, block) in good.chunks(BLOCK as usize).enumerate() {
         let range = number * BLOCK as usize..number * BLOCK as usize + block.len();

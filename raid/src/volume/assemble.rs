@@ -37,6 +37,11 @@ use tokio::sync::{Notify, Semaphore};
 pub struct AssembleOptions {
     /// Nothing is written, not even metadata; changes are refused.
     pub read_only: bool,
+    /// Nothing is resynced or filled in the background until [`Volume::release_resync`](super::Volume::release_resync):
+    /// copies that may differ stay as they are, so that who knows the content can choose among them
+    /// ([`Device::read_copy`], [`Device::mend`]) before the first one in slot order is copied over the others. What is
+    /// *read* is made equal all the same.
+    pub hold_resync: bool,
 }
 
 /// A device and the superblock on it.
@@ -130,6 +135,7 @@ pub(super) async fn assemble(
         roster: ArcSwap::from_pointee(roster),
         commands: tokio::sync::Mutex::new(()),
         verdicts: Mutex::new(()),
+        arrangements: AtomicU64::new(0),
         noticed: AtomicU64::new(missing),
         recorded: AtomicU64::new(0),
         locks: RangeLocks::default(),
@@ -140,6 +146,7 @@ pub(super) async fn assemble(
         any_unsynced: AtomicBool::new(!unsynced.is_empty()),
         unsynced: Mutex::new(unsynced),
         settled: AtomicBool::new(freshest.is_clean()),
+        held: AtomicBool::new(options.hold_resync),
         progress: Progress::default(),
         speed: Speed::default(),
         scrub: Scrub::default(),

@@ -70,6 +70,11 @@ impl Inner {
     }
 }
 
+/// Whether a member holds the copy that the address gives.
+pub(super) fn is_first(roster: &Roster, span: Span, member: &Arc<Member>) -> bool {
+    by_turn(roster, span).next().is_some_and(|(first, _)| Arc::ptr_eq(first, member))
+}
+
 /// The copies that can be read, in the order that their address gives.
 fn by_turn(roster: &Roster, span: Span) -> impl Iterator<Item = Copy<'_>> {
     let geometry = &roster.geometry;

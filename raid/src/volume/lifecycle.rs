@@ -196,6 +196,7 @@ impl Inner {
             if !member.complete() {
                 return Ok(());
             }
+            self.rearranged();
         }
         self.tell(Event::SpareActive { slot: slot.0, path: member.device.name().to_owned() });
         self.wake.notify_one();

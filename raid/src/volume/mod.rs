@@ -34,6 +34,7 @@
 
 mod assemble;
 mod choice;
+mod copies;
 mod extents;
 mod grow;
 mod lifecycle;
@@ -101,6 +102,8 @@ pub(crate) struct Inner {
     commands: tokio::sync::Mutex<()>,
     /// Serialises the decision who is taken out, so that two copies never leave each other behind.
     verdicts: Mutex<()>,
+    /// Counts changes of who holds data.
+    arrangements: AtomicU64,
     /// Members found to have failed, or missing at assembly; and how many of these are on record.
     noticed: AtomicU64,
     recorded: AtomicU64,
@@ -119,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) any_unsynced: AtomicBool,
     /// Whether all that the legs held at the start is durable, whatever process wrote it.
     settled: AtomicBool,
+    /// Whether resync and rebuild in the background are held back.
+    pub(crate) held: AtomicBool,
     pub(crate) progress: Progress,
     pub(crate) speed: Speed,
     pub(crate) scrub: Scrub,
@@ -215,6 +220,7 @@ impl Inner {
         // Noticed before it is out: whoever sees it out also sees that this is not on record yet.
         self.noticed.fetch_add(1, Ordering::AcqRel);
         member.expel();
+        self.rearranged();
         self.vacancy.notify_one();
         let (slot, path) = (member.slot().map(|slot| slot.0), member.device.name().to_owned());
         self.tell(Event::MemberFailed { slot, path, cause: cause.to_owned() });
@@ -228,6 +234,12 @@ impl Inner {
     /// Replaces the roster. The caller holds the metadata mutex.
     fn set_roster(&self, roster: Roster) {
         self.roster.store(Arc::new(roster));
+        self.rearranged();
+    }
+
+    /// Another copy may be the one that is usually read, from now on.
+    fn rearranged(&self) {
+        self.arrangements.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Whether anything has been changed since the array was clean; until then nothing needs to be on record.
@@ -381,6 +393,13 @@ impl Volume {
         run_to_end(&self.inner, async move { inner.grow().await }).await
     }
 
+    /// Lets resync and rebuild begin that [`AssembleOptions::hold_resync`] held back.
+    pub fn release_resync(&self) {
+        self.inner.held.store(false, Ordering::Release);
+        self.inner.wake.notify_one();
+        self.inner.vacancy.notify_one();
+    }
+
     /// How fast walks in the background may go.
     pub fn set_speed(&self, limits: SpeedLimits) {
         self.inner.speed.limit(limits.min, limits.max);
@@ -426,6 +445,7 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         self.inner.gate.close();
+        self.inner.held.store(false, Ordering::Release);
         self.inner.wake.notify_one();
         self.inner.vacancy.notify_one();
         self.inner.scrub.cancel();
@@ -490,6 +510,23 @@ impl Device for Volume {
 
     fn prefetch(&self, at: u64, len: u64) -> Io<'_, ()> {
         Box::pin(self.inner.prefetch(at, len))
+    }
+
+    fn copies(&self) -> usize {
+        self.inner.ways()
+    }
+
+    fn read_copy(&self, at: u64, buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
+        self.inner.speed.count();
+        Box::pin(self.inner.read_copy(at, buf, copy))
+    }
+
+    fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
+        Box::pin(self.inner.mend(at, good))
+    }
+
+    fn arrangement(&self) -> u64 {
+        self.inner.arrangement()
     }
 
     /// A leg that is slow at it makes all slow.

@@ -16,6 +16,7 @@
 //!
 //! Ranges whose copies may differ are never hedged: all reads of them come from one copy.
 
+use super::choice::is_first;
 use super::{Inner, Roster, run_to_end};
 use crate::device::{Io, Piece, buffer, check_range};
 use crate::error::{Error, Operation, Result};
@@ -201,11 +202,14 @@ impl Inner {
         let mut pieces: Vec<Piece> = Vec::new();
         for span in roster.geometry.spans(at, len) {
             let Some((member, at)) = self.preferred(&roster, span) else { return Err(self.no_copy(span)) };
+            let usual = member.is_in_sync() && is_first(&roster, span, member);
             let Some(found) = member.device.locate(at, span.len).await? else { return Ok(None) };
-            for piece in found {
+            for mut piece in found {
+                piece.usual &= usual;
                 match pieces.last_mut() {
                     Some(last) if Arc::ptr_eq(&last.file, &piece.file) && last.at + last.len == piece.at => {
                         last.len += piece.len;
+                        last.usual &= piece.usual;
                     }
                     _ => pieces.push(piece),
                 }

@@ -215,6 +215,7 @@ impl Inner {
     /// The clean stop. Runs once; a second call finds everything done.
     pub(super) async fn stop(self: &Arc<Self>) -> Result<()> {
         self.gate.close();
+        self.held.store(false, Ordering::Release);
         self.wake.notify_one();
         self.vacancy.notify_one();
         self.scrub.cancel();

@@ -6,6 +6,7 @@
 
 mod images;
 
+mod copies;
 mod extents;
 mod grow;
 mod scrub;

@@ -394,7 +394,7 @@ async fn a_degraded_array_is_checked_and_a_read_only_one_is_not() {
     assert_eq!(count, 1, "{told:?}");
     found.assert_told(&array, &told[0], false, "n2");
     array.stop(volume).await;
-    let read_only = AssembleOptions { read_only: true };
+    let read_only = AssembleOptions { read_only: true, ..AssembleOptions::default() };
     let volume = array.try_start(array.devices(), read_only).await.unwrap();
     assert!(matches!(volume.scrub(false).await, Err(Error::ServedReadOnly { .. })));
 }

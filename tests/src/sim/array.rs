@@ -195,7 +195,7 @@ impl Rig {
 
     /// Assembles the array from `members`.
     pub async fn assemble(&self, members: Vec<Arc<dyn Device>>) -> raid::Result<Arc<Volume>> {
-        let options = AssembleOptions { read_only: false };
+        let options = AssembleOptions::default();
         let volume = Volume::assemble(members, options, self.sim.runtime()).await?;
         *self.serving.lock() = Arc::downgrade(&volume);
         Ok(volume)

@@ -220,6 +220,23 @@ impl Device for Buggy {
         }
     }
 
+    fn copies(&self) -> usize {
+        self.inner.copies()
+    }
+
+    /// The first way is that of all reads, with their bugs.
+    fn read_copy(&self, at: u64, buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
+        if copy == 0 { self.read(at, buf) } else { self.inner.read_copy(at, buf, copy) }
+    }
+
+    fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
+        self.inner.mend(at, good)
+    }
+
+    fn arrangement(&self) -> u64 {
+        self.inner.arrangement()
+    }
+
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         self.inner.locate(at, len)
     }
