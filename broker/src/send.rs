@@ -1,13 +1,13 @@
 //! Responses to a socket: bytes of ours, and slices of the log that the kernel sends from the files they lie in.
 //!
 //! Cost of a fetch response of one partition: one `send` of the head (with `MSG_MORE`, so that head and records share
-//! packets), then per step of at most [`STEP`] bytes of a piece two one-byte `preadv2(RWF_NOWAIT)` probes and one
-//! `sendfile` (more if the socket is full). No record byte is copied in the process, none is allocated; the
-//! probes' two bytes per step are all that is ever read.
+//! packets), then per step of at most [`STEP`] bytes of a piece one question whether it is cached (`mincore`; in a
+//! directory two one-byte `preadv2(RWF_NOWAIT)`) and one `sendfile` (more if the socket is full). No record byte is
+//! copied in the process, none is allocated.
 //!
 //! `sendfile` waits for the disk when a page is not cached, which would stall every connection of the network thread.
-//! So a step is probed at both ends first, and a cold one runs on a blocking thread: the socket stays non-blocking, so
-//! that thread waits for the disk only, never for the peer.
+//! So a cold step runs on a blocking thread: all of it is asked of the disk at once, and then sent. The socket stays
+//! non-blocking, so that thread waits for the disk only, never for the peer.
 //!
 //! When a piece cannot be sent from its file (a leg died, the file was cut short), the rest of the slice is read
 //! through the log store, which knows the other leg, and copied: a dead leg costs a copy, not a consumer.
@@ -16,9 +16,11 @@ use crate::metrics::Metrics;
 use bytes::Bytes;
 use logstore::Slice;
 use raid::device::Piece;
+use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::net::SendFlags;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -118,7 +120,7 @@ enum Trouble {
 async fn send_piece(stream: &Arc<TcpStream>, piece: &Piece, metrics: &Metrics) -> (u64, Result<(), Trouble>) {
     let mut done = 0;
     while done < piece.len {
-        let step = Piece::new(Arc::clone(&piece.file), piece.at + done, STEP.min(piece.len - done));
+        let step = piece.part(done, STEP.min(piece.len - done));
         let sent = if is_cached(&step) {
             in_time(stream.async_io(Interest::WRITABLE, || send_step(stream, &step))).await
         } else {
@@ -147,6 +149,11 @@ async fn send_cold(stream: Arc<TcpStream>, step: Piece) -> io::Result<usize> {
         stream.writable().await?;
         let (socket, step) = (Arc::clone(&stream), Arc::clone(&step));
         let sent = tokio::task::spawn_blocking(move || {
+            // One large read instead of many small ones. Advice: what it does not bring, `sendfile` waits for.
+            let wanted = NonZeroU64::new(step.len);
+            if let Err(errno) = rustix::fs::fadvise(&step.file, step.at, wanted, Advice::WillNeed) {
+                tracing::debug!(%errno, "a cold range is not read ahead");
+            }
             // Through the runtime, so that a full socket clears its readiness and we do not spin.
             socket.try_io(Interest::WRITABLE, || send_step(&socket, &step))
         })
@@ -159,8 +166,12 @@ async fn send_cold(stream: Arc<TcpStream>, step: Piece) -> io::Result<usize> {
     }
 }
 
-/// Whether both ends of a step are in the page cache: read-ahead brings whole windows, so the middle follows.
+/// Whether a step is in the page cache. A member of a volume tells of every page. Of a file in a directory both ends are
+/// tried: read-ahead brings whole windows, so the middle follows.
 fn is_cached(step: &Piece) -> bool {
+    if step.tells_residency() {
+        return step.is_resident();
+    }
     let probe = |at| {
         let mut byte = [0];
         let mut into = [io::IoSliceMut::new(&mut byte)];

@@ -14,7 +14,8 @@
 //! - [`range_set`]: a set of byte positions; pure.
 //! - [`superblock`], [`bitmap`], [`badblocks`]: Linux md's metadata, bytes ↔ values; pure.
 //! - [`record`]: what md's metadata has no room for, kept beside it, bytes ↔ value; pure.
-//! - [`member`], `load`: a device, its role and its state; how busy it is and how fast it answers.
+//! - [`member`], `load`, `unread`: a device, its role and its state; how busy it is and how fast it answers; what it holds in
+//!   memory for nobody.
 //! - [`volume`]: the array as a block device: assembly, reads, writes, flush, member failures.
 //! - `sync`: making copies equal after an unclean stop, filling members, comparing copies.
 //! - [`status`], [`event`], [`orders`]: what a volume says about itself, what it tells as it happens, what it can be told.
@@ -40,6 +41,7 @@ pub mod superblock;
 
 mod load;
 pub mod member;
+mod unread;
 
 pub mod event;
 pub mod orders;

@@ -20,6 +20,7 @@ use crate::load::Load;
 use crate::range_set::RangeSet;
 use crate::record::{self, RECORD_BYTES, RECORDS_BYTES, Record};
 use crate::superblock::{Recovery, Role, SECTOR, SUPER_BYTES, SUPER_OFFSET, Superblock, SuperblockError};
+use crate::unread::Unread;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -79,6 +80,8 @@ pub struct Member {
     corrected: AtomicU64,
     /// How busy it is, and how fast it answers.
     pub(crate) load: Load,
+    /// What was written to it that others are read for.
+    pub(crate) unread: Unread,
 }
 
 impl Member {
@@ -138,6 +141,7 @@ impl Member {
             read_errors: AtomicU64::new(0),
             corrected,
             load: Load::default(),
+            unread: Unread::default(),
         }
     }
 

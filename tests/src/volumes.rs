@@ -222,3 +222,11 @@ fn report(command: &mut Command) {
         eprintln!("{command:?}: {}", ended.stderr.trim_end());
     }
 }
+
+/// Bytes of a file that are in the page cache.
+#[must_use]
+pub fn resident(file: &Path) -> u64 {
+    let told =
+        succeed(Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(file));
+    told.trim().parse().unwrap_or_else(|e| panic!("fincore says {told}: {e}"))
+}

@@ -19,6 +19,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -374,6 +375,28 @@ impl Device for FileDevice {
         // It may wait for a place in the disk's queue: not on this thread.
         self.blocking(Operation::Read, at, len, move |file| {
             Ok(rustix::fs::fadvise(file, at, Some(wanted), Advice::WillNeed)?)
+        })
+    }
+
+    /// A file system in memory has no other place for its pages.
+    fn keeps_pages(&self) -> bool {
+        self.direct.is_none() && !self.residency.is_in_memory()
+    }
+
+    fn forget(&self, ranges: Vec<Range<u64>>) -> Io<'_, ()> {
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
+            return Box::pin(async { Ok(()) });
+        };
+        let (at, len) = (first.start, last.end - first.start);
+        self.blocking(Operation::Read, at, len, move |file| {
+            for range in ranges {
+                // Without a length it would be all that follows.
+                let len = NonZeroU64::new(range.end.saturating_sub(range.start));
+                if len.is_some() {
+                    rustix::fs::fadvise(file, range.start, len, Advice::DontNeed)?;
+                }
+            }
+            Ok(())
         })
     }
 

@@ -77,6 +77,19 @@ impl Piece {
         Self { file, at, len, usual: true, residency: None }
     }
 
+    /// A part of it.
+    #[must_use]
+    pub fn part(&self, skip: u64, len: u64) -> Self {
+        let len = len.min(self.len.saturating_sub(skip));
+        Self { len, at: self.at + skip, ..self.clone() }
+    }
+
+    /// Whether anybody can tell what of it is in memory.
+    #[must_use]
+    pub fn tells_residency(&self) -> bool {
+        self.residency.is_some()
+    }
+
     /// Whether all of it is in memory now, so that sending it waits for no disk. Costs a system call and a look at each
     /// page, where its file lies on a disk.
     #[must_use]
@@ -198,6 +211,16 @@ pub trait Device: Send + Sync + 'static {
     /// reading it holds for the copy that was read.
     fn arrangement(&self) -> u64 {
         0
+    }
+
+    /// Whether what is written here stays in memory for later reads, beside the disk.
+    fn keeps_pages(&self) -> bool {
+        false
+    }
+
+    /// Lets go of what memory holds of these ranges and the disk has too. Advice: nothing that is read changes.
+    fn forget(&self, _ranges: Vec<Range<u64>>) -> Io<'_, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// Whether [`Device::write_zeroes`] is known to be faster than writing zeroes. Devices that do not know say no.

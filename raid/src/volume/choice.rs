@@ -12,6 +12,9 @@
 //! Where copies may still differ all reads go to the first in slot order, whatever it costs: what has been read once
 //! must not change.
 //!
+//! The kernel's read-ahead knows nothing of turns: a disk that is set to read ahead by megabytes fills memory with what the
+//! other legs are read for.
+//!
 //! Cost: besides the arithmetic of the layout, two atomic loads; only a member that is busy or slow costs a look at the
 //! others and at the clock.
 
@@ -76,7 +79,7 @@ pub(super) fn is_first(roster: &Roster, span: Span, member: &Arc<Member>) -> boo
 }
 
 /// The copies that can be read, in the order that their address gives.
-fn by_turn(roster: &Roster, span: Span) -> impl Iterator<Item = Copy<'_>> {
+pub(super) fn by_turn(roster: &Roster, span: Span) -> impl Iterator<Item = Copy<'_>> {
     let geometry = &roster.geometry;
     let rows = (TURN / geometry.chunk()).max(1);
     let turn = span.chunk.0 / (geometry.period() * rows);

@@ -10,6 +10,7 @@
 //! 5. what was listed or taken out is on record: from here on it is never read again;
 //! 6. acknowledged.
 
+use super::choice::by_turn;
 use super::metadata::Tracked;
 use super::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
 use crate::device::{Durability, ZeroMode};
@@ -18,6 +19,7 @@ use crate::event::Event;
 use crate::geometry::MemberOffset;
 use crate::member::Member;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,6 +54,8 @@ struct Leg<'a> {
     len: u64,
     /// `None`: zeroes.
     data: Option<Bytes>,
+    /// Its pages in memory are of no use: another copy is read.
+    is_unread: bool,
 }
 
 impl Leg<'_> {
@@ -105,6 +109,10 @@ impl Inner {
         let outcomes: Vec<(Leg<'_>, Result<BytesMut>)> = legs.into_iter().zip(answers).collect();
         for (leg, _) in outcomes.iter().filter(|(_, outcome)| outcome.is_ok()) {
             leg.member.note_written(&leg.range());
+            if leg.is_unread {
+                let at = leg.member.position(MemberOffset(leg.at));
+                leg.member.unread.note(at..at + leg.len);
+            }
         }
         let mut unsettled = None;
         for (leg, outcome) in &outcomes {
@@ -185,14 +193,22 @@ impl Inner {
         // Members that are being filled as well: what was acknowledged must be on them when they count.
         let roster = self.roster();
         let members: Vec<&Arc<Member>> = roster.written().collect();
+        let unread: Vec<_> = members.iter().map(|member| member.unread.take()).collect();
         let answers = self.ask_all(members.iter().map(|member| (*member, Order::Flush)).collect()).await;
-        let mut unsettled = None;
-        for (member, outcome) in members.into_iter().zip(answers) {
-            if let Err(failure) = outcome
-                && self.judge(member, &failure) == Verdict::Kept
-            {
+        let (mut unsettled, mut forgotten) = (None, Vec::new());
+        for ((member, outcome), pages) in members.into_iter().zip(answers).zip(unread) {
+            let Err(failure) = outcome else {
+                if !pages.is_empty() {
+                    forgotten.push(member.device.forget(pages));
+                }
+                continue;
+            };
+            if self.judge(member, &failure) == Verdict::Kept {
                 unsettled.get_or_insert(failure);
             }
+        }
+        for refused in join_all(forgotten).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(volume = %self.name, %refused, "pages of a second copy stay in memory");
         }
         if self.is_active() {
             self.recorded().await?;
@@ -233,10 +249,13 @@ fn data_legs<'a>(roster: &'a Roster, at: u64, data: &Bytes) -> Vec<Leg<'a>> {
     for span in roster.geometry.spans(at, data.len() as u64) {
         let start = (span.at - at) as usize;
         let part = data.slice(start..start + span.len as usize);
+        let read = by_turn(roster, span).next();
         for place in roster.geometry.places(span.chunk) {
             for member in roster.at(place).filter(|member| member.is_written()) {
                 let (at, of, data) = (place.at.0 + span.within, Some(span.at), Some(part.clone()));
-                legs.push(Leg { member, of, at, len: span.len, data });
+                let is_read = read.is_some_and(|(read, _)| Arc::ptr_eq(read, member));
+                let is_unread = !is_read && member.device.keeps_pages();
+                legs.push(Leg { member, of, at, len: span.len, data, is_unread });
             }
         }
     }
@@ -257,7 +276,7 @@ fn zero_legs(roster: &Roster, at: u64, len: u64) -> Vec<Leg<'_>> {
         for member in seat.all().filter(|member| member.is_written()) {
             legs.extend(set.iter().map(|range| {
                 let len = range.end - range.start;
-                Leg { member, of: None, at: range.start, len, data: None }
+                Leg { member, of: None, at: range.start, len, data: None, is_unread: false }
             }));
         }
     }

@@ -8,7 +8,7 @@ mod measure;
 mod nbd;
 mod raid;
 
-const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts]... | bench nbd [CASE]...";
+const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts | cache]... | bench nbd [CASE]...";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

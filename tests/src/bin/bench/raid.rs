@@ -1,12 +1,12 @@
-//! The engine: rebuild against `dd`, the bitmap's price, degraded against healthy, near against far.
+//! The engine: rebuild against `dd`, the bitmap's price, degraded against healthy, near against far, what memory holds twice.
 
 use crate::measure::{Bench, Measured, compare, cpu_seconds, timed};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 use tests::process::{Sandbox, run, succeed};
-use tests::volumes::{Served, create, pattern};
+use tests::volumes::{Served, create, pattern, resident};
 
 /// What there is to measure, by name.
 pub fn benches() -> Vec<Bench> {
@@ -15,6 +15,7 @@ pub fn benches() -> Vec<Bench> {
         ("bitmap".to_owned(), Box::new(bitmap)),
         ("reads".to_owned(), Box::new(reads)),
         ("layouts".to_owned(), Box::new(layouts)),
+        ("cache".to_owned(), Box::new(cache)),
     ]
 }
 
@@ -33,6 +34,35 @@ fn filled(sandbox: &Sandbox, mib: u64, arguments: &str) -> Vec<PathBuf> {
     std::fs::remove_file(&source).expect("it was just written");
     volume.stop();
     members
+}
+
+/// What of a volume is in memory when it has been written, and when it has been read: once, or once a leg?
+fn cache() {
+    let sandbox = Sandbox::new();
+    let members = sandbox.images(4);
+    create(&sandbox, &members, "--size 512M --name vol");
+    let volume = Served::start(&sandbox, &members, "");
+    let (source, size) = (sandbox.join("source"), volume.size() as f64);
+    pattern(&source, volume.size(), 1);
+    println!(
+        "\ncache: bytes of the page cache for each byte of the volume, on two legs (two where both are kept)"
+    );
+    let tell = |when: &str, bar: &str| {
+        let held: u64 = members.iter().map(|member| resident(member)).sum();
+        println!("{when:32} {:5.2}  {bar}", held as f64 / size);
+    };
+    volume.fill(&source);
+    tell("written and flushed", "(at most 1.1)");
+    volume.dump(Path::new("/dev/null"));
+    tell("read, as it was cached", "(at most 1.1)");
+    for member in &members {
+        let file = File::open(member).expect("the member is there");
+        file.sync_all().expect("it can be synced");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("its pages can be dropped");
+    }
+    volume.dump(Path::new("/dev/null"));
+    tell("read from the disks", "(as far as the disks read ahead: see /sys/block/*/queue/read_ahead_kb)");
+    volume.stop();
 }
 
 /// Rebuilding one member, against `dd` of the same image.
