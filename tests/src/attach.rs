@@ -1,4 +1,5 @@
-//! A served volume as a disk of this machine, by `raid10 attach`; detached when dropped, in whatever state.
+//! A served volume as a disk of this machine, by `raid10 attach --fuse`, so that it is the same whether this machine's kernel
+//! has an NBD driver or not; detached when dropped, in whatever state.
 
 use crate::process::{Sandbox, run, run_within, succeed};
 use std::path::{Path, PathBuf};
@@ -17,10 +18,10 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// `raid10 attach VOLUME`, with further arguments; it must work.
+    /// `raid10 attach VOLUME --fuse`, with further arguments; it must work.
     #[must_use]
     pub fn new(sandbox: &Sandbox, volume: &str, arguments: &[&str]) -> Self {
-        let told = succeed(sandbox.raid10().args(["attach", volume]).args(arguments));
+        let told = succeed(sandbox.raid10().args(["attach", volume, "--fuse"]).args(arguments));
         let mut detach = sandbox.raid10();
         detach.args(["detach", volume]);
         Self { device: told.trim_end().into(), detach, standing: true }

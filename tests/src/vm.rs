@@ -49,8 +49,21 @@ pub const POWER_CUT: &str = "echo b > /proc/sysrq-trigger\n";
 /// the script failed, or the machine did not end within `limit`.
 #[must_use]
 pub fn boot(sandbox: &Sandbox, drives: &[(&str, &Path)], script: &str, limit: Duration) -> String {
+    boot_with(sandbox, drives, &[], 1, script, limit)
+}
+
+/// The same, with further programs in `/tools`, and so many processors.
+#[must_use]
+pub fn boot_with(
+    sandbox: &Sandbox,
+    drives: &[(&str, &Path)],
+    programs: &[PathBuf],
+    processors: usize,
+    script: &str,
+    limit: Duration,
+) -> String {
     let kernel = Kernel::find();
-    let initramfs = initramfs(sandbox, &kernel, script);
+    let initramfs = initramfs(sandbox, &kernel, programs, script);
     let mut qemu = sandbox.command("qemu-system-x86_64");
     qemu.args([
         "-accel",
@@ -58,7 +71,7 @@ pub fn boot(sandbox: &Sandbox, drives: &[(&str, &Path)], script: &str, limit: Du
         "-cpu",
         "max",
         "-smp",
-        "1",
+        &processors.to_string(),
         "-m",
         "768",
         "-no-reboot",
@@ -136,7 +149,7 @@ impl Kernel {
     }
 }
 
-fn initramfs(sandbox: &Sandbox, kernel: &Kernel, script: &str) -> PathBuf {
+fn initramfs(sandbox: &Sandbox, kernel: &Kernel, programs: &[PathBuf], script: &str) -> PathBuf {
     let root = sandbox.join("initramfs");
     for dir in ["bin", "tools", "dev", "proc", "sys", "tmp", "run", "etc", "mnt", "modules"] {
         fs::create_dir_all(root.join(dir)).expect("the sandbox can be written");
@@ -144,9 +157,8 @@ fn initramfs(sandbox: &Sandbox, kernel: &Kernel, script: &str) -> PathBuf {
     let busybox = which("busybox");
     copy(&busybox, &root.join("bin/busybox"));
     let mut libraries = BTreeSet::new();
-    for tool in TOOLS {
-        let path = which(tool);
-        copy(&path, &root.join("tools").join(tool));
+    for path in TOOLS.iter().map(|tool| which(tool)).chain(programs.iter().cloned()) {
+        copy(&path, &root.join("tools").join(name_of(&path)));
         libraries.extend(libraries_of(&path));
     }
     for library in libraries {

@@ -1,13 +1,16 @@
-//! The disk over a shown volume: a loop device, and what is mounted from it. Made and undone by the command line, which
-//! must be root; all functions block.
+//! What the command line does about the disk of an attached volume: loop device and mount are made and undone here, by
+//! root; all functions block. (A disk of the kernel's NBD driver is the serving process's to make.)
 //!
-//! What there is of an attachment is read from the kernel each time ([`find`]). It is undone from the top: mount, loop
-//! device, file. With a server that lives, each step is checked before the first is taken, and what is in use is refused.
-//! With a server that died nothing can be saved any more: what can be undone is, and the rest goes when the last process
-//! lets it go.
+//! What there is of an attachment is read from the kernel each time ([`find`]). It is undone from the top: mount, device,
+//! file. With a server that lives, each step is checked before the first is taken, and what is in use is refused. With a
+//! server that died, nothing of a loop device can be saved any more: what can be undone is, and the rest goes when the
+//! last process lets it go. A disk of the NBD driver waits for the next server ([`Attachment::waiting`]), and is undone
+//! without one only if asked for: then its requests fail first, so that unmounting waits for none.
 
-use super::kernel::{LoopDevice, Mounted, failed, loops_over, mounts, openers};
-use super::{AttachError, FILE_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown};
+use super::kernel::{BlockDevice, Mounted, failed, loops_over, mounts, openers, our_nbd_disks};
+use super::kernel_disk::parse_backend;
+use super::netlink::Driver;
+use super::{AttachError, FILE_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown, Way};
 use crate::control::runtime_dir;
 use crate::error::Result;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -40,18 +43,44 @@ pub fn alone() -> Result<File> {
     Ok(opened)
 }
 
-/// What there is of a volume's attachment: at least one of file, loop device and mount.
+/// Whether the kernel has its NBD driver loaded. What cannot be asked is taken for no.
+#[must_use]
+pub fn kernel_has_nbd() -> bool {
+    matches!(Driver::find(), Ok(Some(_)))
+}
+
+/// What there is of a volume's attachment: at least one of file, device and mount.
 #[derive(Debug)]
 pub struct Attachment {
+    volume: Uuid,
     /// Where the volume is shown as a file, and whether it still is.
     file: PathBuf,
     shown: bool,
-    disks: Vec<LoopDevice>,
-    /// Where the disks are mounted, the oldest first.
+    disks: Vec<Disk>,
+    /// Disks that were disconnected while they were in use: they go when they are let go.
+    dead: Vec<BlockDevice>,
+    /// Where the disks are mounted, the dead ones too; the oldest first.
     mounts: Vec<PathBuf>,
     /// Which mount `attach --mount` has made.
     ours: Option<PathBuf>,
 }
+
+#[derive(Debug)]
+struct Disk {
+    device: BlockDevice,
+    by: By,
+}
+
+#[derive(Debug)]
+enum By {
+    Loop,
+    Nbd { number: u32, backend: String },
+}
+
+/// Devices that nobody else can mount, or open for themselves alone, while this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Held(#[expect(dead_code, reason = "held for its drop")] Vec<File>);
 
 /// The runtime directory as the kernel names it; `None` where there is none, and so nothing attached.
 fn home() -> Option<PathBuf> {
@@ -64,39 +93,79 @@ fn note(home: &Path, volume: Uuid) -> PathBuf {
 
 /// Finds what there is of a volume's attachment, whether its server lives or not. `None`: nothing.
 pub fn find(volume: Uuid) -> Result<Option<Attachment>> {
-    let Some(home) = home() else { return Ok(None) };
-    let file = home.join(format!("{volume}.{FILE_SUFFIX}"));
+    // What stands there is found by the device's own word, wherever the runtime directory is.
+    let dir = home().unwrap_or_else(runtime_dir);
+    let file = dir.join(format!("{volume}.{FILE_SUFFIX}"));
     let mounts = mounts()?;
     let shown = mounts.iter().any(|mount| mount.point == file);
-    let disks = loops_over(&file)?;
-    let of_disks = |mount: &&Mounted| disks.iter().any(|disk| disk.number == mount.number);
+    let mut disks: Vec<Disk> =
+        loops_over(&file)?.into_iter().map(|device| Disk { device, by: By::Loop }).collect();
+    let mut dead = Vec::new();
+    for disk in our_nbd_disks()?.into_iter().filter(|disk| disk.volume() == Some(volume)) {
+        if stands(disk.number, &disk.backend) {
+            let by = By::Nbd { number: disk.number, backend: disk.backend };
+            disks.push(Disk { device: disk.device, by });
+        } else {
+            dead.push(disk.device);
+        }
+    }
+    let devices = || disks.iter().map(|disk| &disk.device).chain(&dead);
+    let of_disks = |mount: &&Mounted| devices().any(|device| device.numbers.contains(&mount.number));
     let mounts: Vec<PathBuf> = mounts.iter().filter(of_disks).map(|mount| mount.point.clone()).collect();
     if !shown && disks.is_empty() && mounts.is_empty() {
         return Ok(None);
     }
     // Without a note, no mount is ours.
     let ours =
-        std::fs::read(note(&home, volume)).ok().map(|path| PathBuf::from(std::ffi::OsString::from_vec(path)));
-    Ok(Some(Attachment { file, shown, disks, mounts, ours }))
+        std::fs::read(note(&dir, volume)).ok().map(|path| PathBuf::from(std::ffi::OsString::from_vec(path)));
+    Ok(Some(Attachment { volume, file, shown, disks, dead, mounts, ours }))
 }
 
-/// The volumes of that name, or UUID, that are shown as files, whether their servers live or not.
+/// Whether a disk of the NBD driver can be connected again. Who may not ask is told yes.
+fn stands(number: u32, backend: &str) -> bool {
+    match Driver::find() {
+        Ok(Some(driver)) => driver.stands(number, backend).unwrap_or(true),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+/// The volumes of that name, or UUID, that are attached, whether their servers live or not.
 pub fn named(volume: &str) -> Result<Vec<Uuid>> {
-    let Some(home) = home() else { return Ok(Vec::new()) };
-    let source = format!("{SOURCE_PREFIX}{volume}");
-    let uuid_of = |mount: &Mounted| {
-        let name = mount.point.strip_prefix(&home).ok()?.to_str()?;
-        let uuid = Uuid::parse_str(name.strip_suffix(FILE_SUFFIX)?.strip_suffix('.')?).ok()?;
-        (mount.source == OsStr::new(&source) || Uuid::parse_str(volume) == Ok(uuid)).then_some(uuid)
-    };
-    Ok(mounts()?.iter().filter_map(uuid_of).collect())
+    let meant = |uuid: Uuid| Uuid::parse_str(volume) == Ok(uuid);
+    let mut found = Vec::new();
+    if let Some(home) = home() {
+        let source = format!("{SOURCE_PREFIX}{volume}");
+        let uuid_of = |mount: &Mounted| {
+            let name = mount.point.strip_prefix(&home).ok()?.to_str()?;
+            let uuid = Uuid::parse_str(name.strip_suffix(FILE_SUFFIX)?.strip_suffix('.')?).ok()?;
+            (mount.source == OsStr::new(&source) || meant(uuid)).then_some(uuid)
+        };
+        found.extend(mounts()?.iter().filter_map(uuid_of));
+    }
+    for disk in our_nbd_disks()? {
+        let told = parse_backend(&disk.backend);
+        found.extend(told.and_then(|(uuid, name)| (name == volume || meant(uuid)).then_some(uuid)));
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
 }
 
 impl Attachment {
     /// The device, if it has come that far.
     #[must_use]
     pub fn device(&self) -> Option<&Path> {
-        self.disks.first().map(|disk| disk.path.as_path())
+        self.disks.first().map(|disk| disk.device.path.as_path())
+    }
+
+    /// The disk of the kernel's NBD driver, which outlives its server, and how the next one takes it over.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Way> {
+        self.disks.iter().find_map(|disk| match disk.by {
+            By::Nbd { number, .. } => Some(Way::NbdAgain { device: number }),
+            By::Loop => None,
+        })
     }
 
     /// Where the device is mounted.
@@ -113,9 +182,9 @@ impl Attachment {
         if points.is_empty() { device.to_string() } else { format!("{device} on {}", points.join(" and ")) }
     }
 
-    /// Undoes mount and loop device, while the server lives: all, or it is refused and nothing has changed. The file is
-    /// the server's to take away, after this.
-    pub fn let_go(&self) -> Result<()> {
+    /// Undoes mount and loop device, while the server lives: all, or it is refused and nothing has changed. The file, or
+    /// the disk of the NBD driver, is the server's to take away, after this; meanwhile nobody else gets hold of it.
+    pub fn let_go(&self) -> Result<Held> {
         self.refuse_if_used()?;
         for point in self.mounts.iter().rev() {
             unmount(point, UnmountFlags::NOFOLLOW).map_err(|errno| AttachError::MountInUse {
@@ -123,28 +192,60 @@ impl Attachment {
                 said: errno_words(errno),
             })?;
         }
+        let mut held = Vec::new();
         for disk in &self.disks {
+            let path = &disk.device.path;
             // Claimed by what is not listed above: a mount in another namespace, swap.
-            let device = disk.path.display().to_string();
-            if open(&disk.path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).is_err() {
+            let device = path.display().to_string();
+            let Ok(claimed) = open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty())
+            else {
                 let who = "a file system mounted in another mount namespace, or swap".to_owned();
                 return Err(AttachError::DeviceInUse { device, who }.into());
-            }
-            self.release(disk)?;
-            if !self.is_gone(disk)? {
-                let who = "a process that has just opened it (it goes when that ends)".to_owned();
-                return Err(AttachError::DeviceInUse { device, who }.into());
+            };
+            match disk.by {
+                By::Loop => {
+                    drop(claimed);
+                    self.release(&disk.device)?;
+                    self.refuse_if_there(&disk.device)?;
+                }
+                By::Nbd { .. } => {
+                    // What was written to the device itself is in its page cache.
+                    rustix::fs::fsync(&claimed).map_err(|errno| failed(path, &errno.into()))?;
+                    held.push(File::from(claimed));
+                }
             }
         }
-        self.forget_note()
+        self.forget_note()?;
+        Ok(Held(held))
     }
 
-    /// Makes the disk as large as the volume has become.
-    pub fn resize(&self) -> Result<()> {
-        // Looked at, the file's size is asked for anew.
-        self.file.metadata().map_err(|error| failed(&self.file, &error))?;
+    /// Waits until the disk of the NBD driver is free, after the server has let it go.
+    pub fn await_end(&self, held: Held) -> Result<()> {
+        drop(held);
+        for disk in self.disks.iter().filter(|disk| matches!(disk.by, By::Nbd { .. })) {
+            self.refuse_if_there(&disk.device)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the disk as large as the volume has become, in bytes.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        if self.shown {
+            // Looked at, the file's size is asked for anew.
+            self.file.metadata().map_err(|error| failed(&self.file, &error))?;
+        }
         for disk in &self.disks {
-            run(Command::new("losetup").arg("--set-capacity").arg(&disk.path))?;
+            let path = &disk.device.path;
+            match &disk.by {
+                By::Loop => {
+                    run(Command::new("losetup").arg("--set-capacity").arg(path))?;
+                }
+                By::Nbd { number, backend } => {
+                    let refused = |errno| AttachError::Nbd { device: path.display().to_string(), errno };
+                    let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
+                    driver.resize(*number, backend, size).map_err(refused)?;
+                }
+            }
         }
         Ok(())
     }
@@ -154,44 +255,55 @@ impl Attachment {
             let device = self.device().unwrap_or(&self.file).display().to_string();
             return Err(AttachError::MountedByOthers { device, dir: other.display().to_string() }.into());
         }
-        for disk in &self.disks {
+        for BlockDevice { path, holders, partitions, .. } in self.disks.iter().map(|disk| &disk.device) {
             let begun = Instant::now();
-            let mut users = disk.holders.clone();
-            users.extend(openers(&disk.path));
+            let using = || partitions.iter().chain([path]).flat_map(|path| openers(path)).collect::<Vec<_>>();
+            let mut users = holders.clone();
+            users.extend(using());
             // Who only looks at it, as udev does at new devices, is gone soon.
-            while !users.is_empty() && disk.holders.is_empty() && begun.elapsed() < LOOKING {
+            while !users.is_empty() && holders.is_empty() && begun.elapsed() < LOOKING {
                 std::thread::sleep(Duration::from_millis(20));
-                users = openers(&disk.path);
+                users = using();
             }
             if !users.is_empty() {
-                let device = disk.path.display().to_string();
+                let device = path.display().to_string();
                 return Err(AttachError::DeviceInUse { device, who: users.join(", ") }.into());
             }
         }
         Ok(())
     }
 
-    fn release(&self, disk: &LoopDevice) -> Result<()> {
-        run(Command::new("losetup").arg("--detach").arg(&disk.path)).map(|_| ()).or_else(|error| {
+    fn release(&self, device: &BlockDevice) -> Result<()> {
+        run(Command::new("losetup").arg("--detach").arg(&device.path)).map(|_| ()).or_else(|error| {
             // It may have gone by itself, with the last mount.
-            if loops_over(&self.file)?.iter().any(|other| other.path == disk.path) {
-                Err(error.into())
-            } else {
-                Ok(())
-            }
+            if self.is_there(device)? { Err(error.into()) } else { Ok(()) }
         })
     }
 
+    fn is_there(&self, device: &BlockDevice) -> Result<bool> {
+        let mut nbd = our_nbd_disks()?.into_iter().filter(|disk| disk.volume() == Some(self.volume));
+        Ok(loops_over(&self.file)?.iter().any(|other| other.path == device.path)
+            || nbd.any(|other| other.device.path == device.path))
+    }
+
     /// Waits a little until the device is free; the kernel frees it when the last one closes it.
-    fn is_gone(&self, disk: &LoopDevice) -> Result<bool> {
+    fn is_gone(&self, device: &BlockDevice) -> Result<bool> {
         let begun = Instant::now();
-        while loops_over(&self.file)?.iter().any(|other| other.path == disk.path) {
+        while self.is_there(device)? {
             if begun.elapsed() > GOING {
                 return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(true)
+    }
+
+    fn refuse_if_there(&self, device: &BlockDevice) -> Result<()> {
+        if self.is_gone(device)? {
+            return Ok(());
+        }
+        let who = "a process that has just opened it (it goes when that ends)".to_owned();
+        Err(AttachError::DeviceInUse { device: device.path.display().to_string(), who }.into())
     }
 
     fn forget_note(&self) -> Result<()> {
@@ -202,21 +314,31 @@ impl Attachment {
         }
     }
 
-    /// Undoes what a server that died has left; whatever was not written yet is lost already. Gives a sentence for each
+    /// Undoes what a server that died has left; whatever was not written yet is lost then. Gives a sentence for each
     /// thing that was there.
     pub fn clean_up(&self) -> Result<Vec<String>> {
         let mut told = Vec::new();
         let mut held = false;
+        for disk in &self.disks {
+            if let By::Nbd { number, .. } = disk.by {
+                let refused =
+                    |errno| AttachError::Nbd { device: disk.device.path.display().to_string(), errno };
+                let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
+                driver.disconnect(number).map_err(refused)?;
+            }
+        }
         for point in self.mounts.iter().rev() {
             held |= abandon(point, &mut told)?;
         }
-        for disk in &self.disks {
-            self.release(disk)?;
-            let device = disk.path.display();
-            told.push(if !held && self.is_gone(disk)? {
-                format!("{device} is free again")
+        for disk in self.disks.iter().filter(|disk| matches!(disk.by, By::Loop)) {
+            self.release(&disk.device)?;
+        }
+        for device in self.disks.iter().map(|disk| &disk.device).chain(&self.dead) {
+            let path = device.path.display();
+            told.push(if !held && self.is_gone(device)? {
+                format!("{path} is free again")
             } else {
-                format!("{device} becomes free when {} let it go", openers_or_others(&disk.path))
+                format!("{path} becomes free when {} let it go", openers_or_others(&device.path))
             });
         }
         if self.shown {
@@ -253,10 +375,16 @@ fn abandon(point: &Path, told: &mut Vec<String>) -> Result<bool> {
     }
 }
 
-/// Makes the next free loop device a disk over the file; gives its path.
+/// The disk: that of the NBD driver, or the next free loop device, over the file. Gives its path.
 pub fn set_up(shown: &Shown) -> Result<PathBuf> {
+    let unseen = || AttachError::Unseen { path: shown.path.display().to_string() };
+    if shown.nbd.is_some() {
+        // Made by the kernel where `/dev` is its own.
+        shown.path.metadata().map_err(|_| unseen())?;
+        return Ok(shown.path.clone());
+    }
     if !mounts()?.iter().any(|mount| mount.point == shown.path) {
-        return Err(AttachError::Unseen { path: shown.path.display().to_string() }.into());
+        return Err(unseen().into());
     }
     let mut losetup = Command::new("losetup");
     // Past the loop device's own page cache; where the kernel cannot, it goes through that.

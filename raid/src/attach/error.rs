@@ -24,13 +24,51 @@ pub enum AttachError {
         /// What the system said.
         errno: Errno,
     },
-    /// The kernel's network block devices were asked for.
+    /// The kernel has no NBD driver, or it is not loaded.
     #[error(
-        "cannot attach to {device}: this version attaches through FUSE and a loop device only; leave --device out, or use \
-         `nbd-client`"
+        "this kernel has no nbd driver, or has not loaded it; load it with `modprobe nbd`, or leave --device out: then it \
+         goes through FUSE and a loop device"
     )]
-    NoNbd {
-        /// The device asked for.
+    NoNbd,
+    /// The kernel's NBD driver does not tell whose a disk is.
+    #[error(
+        "this kernel's nbd driver is too old: it does not tell whose its disks are (Linux 5.14 does); leave --device out: \
+         then it goes through FUSE and a loop device"
+    )]
+    OldNbd,
+    /// The disk that was asked for is another's.
+    #[error("{device} is in use{by}; choose another, or leave --device out")]
+    NbdBusy {
+        /// The disk.
+        device: String,
+        /// ` by …`, if that is known.
+        by: String,
+    },
+    /// The kernel's NBD driver refuses.
+    #[error("the kernel's nbd driver refuses {device}: {}{}", words(*errno), nbd_remedy(*errno))]
+    Nbd {
+        /// The disk, or "a disk".
+        device: String,
+        /// What it said.
+        errno: Errno,
+    },
+    /// A disk that may be written, and a server that writes nothing.
+    #[error(
+        "{device} was attached to be written, and its volume is served read-only now; serve it without --read-only"
+    )]
+    Writable {
+        /// The disk.
+        device: String,
+    },
+    /// A disk without a server, which waits for one.
+    #[error(
+        "{name} has no server, and {device} keeps what is not written yet for the next one: serve it again and \
+         `raid10 attach {name}`; or give that up with `raid10 detach {name} --force`"
+    )]
+    Waits {
+        /// The volume.
+        name: String,
+        /// The disk, and where it is mounted.
         device: String,
     },
     /// The volume could not be shown as a file.
@@ -142,6 +180,17 @@ pub enum AttachError {
     },
 }
 
+fn nbd_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM => {
+            "; the process that serves the volume must run as root, with CAP_SYS_ADMIN, and not in a container \
+             with users of its own"
+        }
+        Errno::INVAL => "; `dmesg` says why",
+        _ => "",
+    }
+}
+
 impl AttachError {
     /// What the system calls it.
     pub(crate) fn errno(&self) -> Errno {
@@ -151,14 +200,19 @@ impl AttachError {
             | Self::Memory { errno }
             | Self::Show { errno, .. }
             | Self::Hide { errno, .. }
-            | Self::Files { errno, .. } => *errno,
-            Self::NotAttached { .. } => Errno::NOENT,
+            | Self::Files { errno, .. }
+            | Self::Nbd { errno, .. } => *errno,
+            Self::NotAttached { .. } | Self::NoNbd => Errno::NOENT,
+            Self::OldNbd => Errno::NOTSUP,
+            Self::Writable { .. } => Errno::ROFS,
             Self::Already { .. }
             | Self::StopAttached { .. }
             | Self::MountedByOthers { .. }
             | Self::MountInUse { .. }
+            | Self::NbdBusy { .. }
+            | Self::Waits { .. }
             | Self::DeviceInUse { .. } => Errno::BUSY,
-            Self::NoNbd { .. } | Self::NoFileSystem { .. } | Self::MountPoint { .. } => Errno::INVAL,
+            Self::NoFileSystem { .. } | Self::MountPoint { .. } => Errno::INVAL,
             Self::Unseen { .. } | Self::Command { .. } => Errno::IO,
         }
     }

@@ -1,11 +1,13 @@
-//! What the kernel has listed: mounts, loop devices, who uses a device. Read anew each time; nothing is kept.
+//! What the kernel has listed: mounts, loop devices and NBD disks, who uses a device. Read anew each time; nothing is kept.
 
 use super::AttachError;
+use super::kernel_disk::parse_backend;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// A mount of this process's mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,17 +20,39 @@ pub(super) struct Mounted {
     pub(super) source: OsString,
 }
 
-/// A loop device that is in use.
+/// A block device with its partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LoopDevice {
+pub(super) struct BlockDevice {
     /// Its path in `/dev`.
     pub(super) path: PathBuf,
-    /// Its number, `MAJOR:MINOR`.
-    pub(super) number: String,
-    /// The file behind it.
-    pub(super) backing: PathBuf,
-    /// Devices stacked on it.
+    /// Its number, `MAJOR:MINOR`, and those of its partitions.
+    pub(super) numbers: Vec<String>,
+    /// The paths of its partitions.
+    pub(super) partitions: Vec<PathBuf>,
+    /// Devices stacked on it or on them.
     pub(super) holders: Vec<String>,
+}
+
+/// A disk of the kernel's NBD driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NbdDisk {
+    /// The device.
+    pub(super) device: BlockDevice,
+    /// N of `/dev/nbdN`.
+    pub(super) number: u32,
+    /// Whose it is, as whoever connected it has put it; empty if nothing was told.
+    pub(super) backend: String,
+    /// Whether it refuses to be written.
+    pub(super) read_only: bool,
+    /// Bytes.
+    pub(super) size: u64,
+}
+
+impl NbdDisk {
+    /// Which of our volumes it is, if it is one.
+    pub(super) fn volume(&self) -> Option<Uuid> {
+        parse_backend(&self.backend).map(|(volume, _)| volume)
+    }
 }
 
 pub(super) fn failed(path: &Path, error: &std::io::Error) -> AttachError {
@@ -76,35 +100,94 @@ fn unescaped(field: &[u8]) -> OsString {
     OsString::from_vec(plain)
 }
 
-/// The loop devices over a file, in the order of their names.
-pub(super) fn loops_over(file: &Path) -> Result<Vec<LoopDevice>, AttachError> {
-    let home = Path::new("/sys/block");
-    let mut found = Vec::new();
+/// Where the kernel lists block devices.
+const DEVICES: &str = "/sys/block";
+
+/// The names of all block devices; a container may be without: then without such devices, too.
+fn names(home: &Path) -> Result<Vec<OsString>, AttachError> {
     let entries = match fs::read_dir(home) {
-        // A container may be without: then without such devices, too.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|error| failed(home, &error))?,
     };
+    let mut found = Vec::new();
     for entry in entries {
-        let name = entry.map_err(|error| failed(home, &error))?.file_name();
-        let device = home.join(&name);
-        // A device that is not in use, or goes at this moment, has no such files.
-        let Ok(backing) = fs::read(device.join("loop/backing_file")) else { continue };
-        let Ok(number) = fs::read_to_string(device.join("dev")) else { continue };
-        let backing = PathBuf::from(OsStr::from_bytes(backing.trim_ascii_end()));
-        if backing != file {
-            continue;
-        }
-        let holders = fs::read_dir(device.join("holders")).into_iter().flatten().flatten();
-        found.push(LoopDevice {
-            path: Path::new("/dev").join(&name),
-            number: number.trim_end().to_owned(),
-            backing,
-            holders: holders.map(|holder| holder.file_name().to_string_lossy().into_owned()).collect(),
-        });
+        found.push(entry.map_err(|error| failed(home, &error))?.file_name());
     }
-    found.sort_by(|one, other| one.path.cmp(&other.path));
+    found.sort();
     Ok(found)
+}
+
+/// The text of a file of a device. A device that is not in use, or goes at this moment, has it not.
+fn fact(device: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(device.join(name)).ok().map(|text| text.trim_end().to_owned())
+}
+
+fn block_device(home: &Path, name: &OsStr) -> Option<BlockDevice> {
+    let device = home.join(name);
+    let listed = |dir: &Path| -> Vec<OsString> {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+    };
+    let holders = |device: &Path| listed(&device.join("holders"));
+    let mut found = BlockDevice {
+        path: Path::new("/dev").join(name),
+        numbers: vec![fact(&device, "dev")?],
+        partitions: Vec::new(),
+        holders: Vec::new(),
+    };
+    let mut stacked = holders(&device);
+    for part in listed(&device) {
+        let part_device = device.join(&part);
+        if let (Some(_), Some(number)) = (fact(&part_device, "partition"), fact(&part_device, "dev")) {
+            found.numbers.push(number);
+            found.partitions.push(Path::new("/dev").join(&part));
+            stacked.extend(holders(&part_device));
+        }
+    }
+    found.holders = stacked.iter().map(|holder| holder.to_string_lossy().into_owned()).collect();
+    Some(found)
+}
+
+/// The loop devices over a file, in the order of their names.
+pub(super) fn loops_over(file: &Path) -> Result<Vec<BlockDevice>, AttachError> {
+    let home = Path::new(DEVICES);
+    let over = |name: &OsString| {
+        let backing = fs::read(home.join(name).join("loop/backing_file")).ok();
+        backing.is_some_and(|backing| OsStr::from_bytes(backing.trim_ascii_end()) == file)
+    };
+    Ok(names(home)?.iter().filter(|name| over(name)).filter_map(|name| block_device(home, name)).collect())
+}
+
+/// The disks of ours that the kernel's NBD driver has.
+pub(super) fn our_nbd_disks() -> Result<Vec<NbdDisk>, AttachError> {
+    our_nbd_disks_in(Path::new(DEVICES))
+}
+
+fn our_nbd_disks_in(home: &Path) -> Result<Vec<NbdDisk>, AttachError> {
+    let number = |name: &OsString| name.to_str()?.strip_prefix("nbd")?.parse().ok();
+    let mut numbers: Vec<u32> = names(home)?.iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    let disks = numbers.into_iter().filter_map(|number| nbd_disk_in(home, number));
+    Ok(disks.filter(|disk| disk.volume().is_some()).collect())
+}
+
+/// A disk of the kernel's NBD driver, if it is connected, or was and is still used.
+pub(super) fn nbd_disk(number: u32) -> Option<NbdDisk> {
+    nbd_disk_in(Path::new(DEVICES), number)
+}
+
+fn nbd_disk_in(home: &Path, number: u32) -> Option<NbdDisk> {
+    /// What sysfs counts sizes in, whatever a device's blocks are.
+    const SECTOR: u64 = 512;
+    let name = format!("nbd{number}");
+    let device = home.join(&name);
+    fact(&device, "pid")?;
+    Some(NbdDisk {
+        device: block_device(home, OsStr::new(&name))?,
+        number,
+        backend: fact(&device, "backend").unwrap_or_default(),
+        read_only: fact(&device, "ro")? == "1",
+        size: fact(&device, "size")?.parse::<u64>().ok()?.checked_mul(SECTOR)?,
+    })
 }
 
 /// The processes that have a device open, as far as this one may see: `NAME (PID)`.
@@ -149,6 +232,45 @@ mod tests {
         );
         assert_eq!(unescaped(b"a\\04"), "a\\04");
         assert_eq!(unescaped(b"\\999"), "\\999");
+    }
+
+    #[test]
+    fn disks_of_the_kernels_nbd_driver_are_found() {
+        let home = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let ours = super::super::kernel_disk::backend(Uuid::from_u128(5), "vol");
+        for (name, facts) in [
+            ("nbd0", &[("pid", "77\n"), ("backend", "\n")][..]),
+            ("nbd10", &[("pid", "77\n"), ("backend", &format!("{ours}\n"))]),
+            ("nbd2", &[]),
+            ("nbd3", &[("pid", "77\n")]),
+            ("nbdx", &[("pid", "77\n"), ("backend", &format!("{ours}\n"))]),
+        ] {
+            for (fact, text) in [("dev", "43:0\n"), ("ro", "0\n"), ("size", "8\n")].iter().chain(facts) {
+                put(&format!("{name}/{fact}"), text);
+            }
+        }
+        put("nbd10/nbd10p1/partition", "1\n");
+        put("nbd10/nbd10p1/dev", "43:161\n");
+        put("nbd10/nbd10p1/holders/dm-0/dev", "253:0\n");
+        let found = our_nbd_disks_in(home.path()).unwrap();
+        let device = BlockDevice {
+            path: "/dev/nbd10".into(),
+            numbers: vec!["43:0".to_owned(), "43:161".to_owned()],
+            partitions: vec!["/dev/nbd10p1".into()],
+            holders: vec!["dm-0".to_owned()],
+        };
+        let disk = NbdDisk { device, number: 10, backend: ours, read_only: false, size: 4096 };
+        assert_eq!(found, [disk]);
+        // Others' are told from free ones.
+        assert_eq!(nbd_disk_in(home.path(), 3).map(|disk| disk.backend), Some(String::new()));
+        assert_eq!(nbd_disk_in(home.path(), 2), None);
+        assert_eq!(nbd_disk_in(home.path(), 99), None);
+        assert_eq!(our_nbd_disks_in(Path::new("/nowhere")).unwrap(), []);
     }
 
     #[test]

@@ -1,12 +1,16 @@
-//! A served volume as a disk of the machine it runs on: what its kernel mounts file systems from.
+//! A served volume as a disk of the machine it runs on: what its kernel mounts file systems from. Two ways lead there:
 //!
-//! The process that serves shows the volume as one file (`file`), by FUSE and without any hop over NBD; a loop device
-//! over that file is the disk ([`disk`]). What is attached is never written down: the kernel's own lists say it, so
-//! that it can be undone after any crash. Only which mount is ours to undo is a note in the runtime directory.
+//! - The kernel's own NBD driver, where it has one: `/dev/nbdN` (`kernel_disk`). The disk outlives its server and waits
+//!   for the next one.
+//! - FUSE and a loop device: the process that serves shows the volume as one file (`file`), without any hop over NBD, and
+//!   a loop device over that file is the disk. It dies with its server.
+//!
+//! What is attached is never written down: the kernel's own lists say it, so that it can be undone after any crash. Only
+//! which mount is ours to undo is a note in the runtime directory.
 //!
 //! | who | does |
 //! |---|---|
-//! | the serving process | [`Attacher`]: the file comes, goes, and holds up a stop while it is there |
+//! | the serving process | [`Attacher`]: file or NBD disk come, go, and hold up a stop while they are there |
 //! | the command line | [`disk`]: loop device, mount, and cleaning up what a crash has left |
 //!
 //! Under a mounted file system the serving process must never wait for memory that only it can free (a dirty page of
@@ -21,6 +25,8 @@ pub mod disk;
 mod error;
 mod file;
 mod kernel;
+mod kernel_disk;
+mod netlink;
 
 pub use error::AttachError;
 
@@ -28,6 +34,7 @@ use crate::control::{make_runtime_dir, runtime_dir};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use file::VolumeFile;
+use kernel_disk::KernelDisk;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
@@ -35,6 +42,7 @@ use rustix::process::{configure_io_flusher_behavior, is_io_flusher};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// What the file of an attached volume is called, behind its UUID, in the runtime directory.
@@ -44,18 +52,43 @@ const NOTE_SUFFIX: &str = "mounted";
 /// In the kernel's list of mounts, what such a file comes from: this and the volume's name.
 const SOURCE_PREFIX: &str = "raid10:";
 
-/// The file of a volume, while it is there.
+/// Connections of a disk of the kernel's NBD driver.
+pub const CONNECTIONS: usize = kernel_disk::CONNECTIONS;
+/// How long a disk of the kernel's NBD driver waits for a server before what is asked of it fails.
+pub const PATIENCE: Duration = kernel_disk::PATIENCE;
+
+/// How a volume is to become a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Shown as a file, which a loop device can be made over.
+    File,
+    /// By the kernel's NBD driver: `/dev/nbd<device>`, or a free one.
+    Nbd {
+        /// The number asked for.
+        device: Option<u32>,
+    },
+    /// A disk of the kernel's NBD driver that another server has left.
+    NbdAgain {
+        /// Its number.
+        device: u32,
+    },
+}
+
+/// What a volume is on its machine, while it is that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shown {
-    /// Where, without symbolic links.
+    /// The file, without symbolic links, or the device.
     pub path: PathBuf,
+    /// N of `/dev/nbdN`, if it is that.
+    pub nbd: Option<u32>,
     /// Whether it refuses to be written.
     pub read_only: bool,
     /// What is not as it should be under a mounted file system, and what that means.
     pub warnings: Vec<String>,
 }
 
-/// Shows one volume as a file, or not. Its methods may block.
+/// Shows one volume as a file or a disk, or not. Its methods may block.
 #[derive(Debug)]
 pub struct Attacher {
     read_only: bool,
@@ -65,9 +98,22 @@ pub struct Attacher {
 #[derive(Debug)]
 enum State {
     Detached,
-    Attached(VolumeFile),
+    File(VolumeFile),
+    Disk(KernelDisk),
     /// The volume is about to be stopped.
     Closed,
+}
+
+impl State {
+    /// What there is; anybody may have taken it away.
+    fn shown(&self, read_only: bool) -> Option<Shown> {
+        let (path, nbd) = match self {
+            Self::File(file) if file.is_mounted() => (file.path().to_owned(), None),
+            Self::Disk(disk) if disk.stands() => (kernel_disk::path(disk.number()), Some(disk.number())),
+            _ => return None,
+        };
+        Some(Shown { path, nbd, read_only, warnings: Vec::new() })
+    }
 }
 
 impl Attacher {
@@ -77,27 +123,42 @@ impl Attacher {
         Self { read_only, state: Mutex::new(State::Detached) }
     }
 
-    /// The file, if it is there.
+    /// The file or the disk, if it is there.
     #[must_use]
     pub fn shown(&self) -> Option<Shown> {
-        match &*self.state.lock() {
-            State::Attached(file) if file.is_mounted() => Some(self.describe(file)),
-            _ => None,
-        }
+        self.state.lock().shown(self.read_only)
     }
 
-    fn describe(&self, file: &VolumeFile) -> Shown {
-        Shown { path: file.path().to_owned(), read_only: self.read_only, warnings: Vec::new() }
-    }
-
-    /// Makes the file appear; called on a thread of the runtime `io`, on which its operations run.
-    pub fn attach(&self, device: Arc<dyn Device>, volume: Uuid, io: tokio::runtime::Handle) -> Result<Shown> {
+    /// Makes the file or the disk appear; its operations run on the runtime `io`.
+    pub fn attach(
+        &self,
+        device: Arc<dyn Device>,
+        volume: Uuid,
+        way: Way,
+        io: &tokio::runtime::Handle,
+    ) -> Result<Shown> {
         let mut state = self.state.lock();
-        match &*state {
-            State::Closed => return Err(Error::Stopped { name: device.name().to_owned() }),
-            State::Attached(file) if file.is_mounted() => return Ok(self.describe(file)),
-            State::Attached(_) | State::Detached => {}
+        if let State::Closed = &*state {
+            return Err(Error::Stopped { name: device.name().to_owned() });
         }
+        if let Some(shown) = state.shown(self.read_only) {
+            return Ok(shown);
+        }
+        *state = match way {
+            Way::File => State::File(self.show(device, volume, io)?),
+            Way::Nbd { device: number } => {
+                State::Disk(KernelDisk::connect(device, volume, self.read_only, number, io)?)
+            }
+            Way::NbdAgain { device: number } => {
+                State::Disk(KernelDisk::take_over(device, volume, self.read_only, number, io)?)
+            }
+        };
+        let shown =
+            state.shown(self.read_only).ok_or(AttachError::NotAttached { name: volume.to_string() })?;
+        Ok(Shown { warnings: hold_memory(), ..shown })
+    }
+
+    fn show(&self, device: Arc<dyn Device>, volume: Uuid, io: &tokio::runtime::Handle) -> Result<VolumeFile> {
         let dir = runtime_dir();
         make_runtime_dir(&dir)?;
         let dir = dir.canonicalize().map_err(|error| Error::RuntimeDir {
@@ -105,34 +166,50 @@ impl Attacher {
             errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
         })?;
         let path = dir.join(format!("{volume}.{FILE_SUFFIX}"));
-        let file = VolumeFile::mount(device, path, self.read_only, io)?;
-        let shown = Shown { warnings: hold_memory(), ..self.describe(&file) };
-        *state = State::Attached(file);
-        Ok(shown)
+        VolumeFile::mount(device, path, self.read_only, io.clone())
     }
 
-    /// Makes the file go. Refused, and nothing has changed, while somebody has it open. Flushing the volume is the
-    /// caller's business, before.
+    /// Makes the file or the disk go. Refused, and nothing has changed, while somebody has the file open; that nobody
+    /// uses the disk is the caller's business, and so is flushing the volume before.
     pub fn detach(&self) -> Result<()> {
         let mut state = self.state.lock();
-        if let State::Attached(file) = &mut *state {
-            file.unmount()?;
-            *state = State::Detached;
-            munlockall().map_err(|errno| AttachError::Memory { errno })?;
+        match &mut *state {
+            State::File(file) => file.unmount()?,
+            State::Disk(disk) => disk.disconnect()?,
+            State::Detached | State::Closed => return Ok(()),
         }
+        let was = std::mem::replace(&mut *state, State::Detached);
+        // Waiting keeps nobody who only looks.
+        drop(state);
+        if let State::Disk(disk) = was {
+            disk.wait();
+        }
+        munlockall().map_err(|errno| AttachError::Memory { errno })?;
         Ok(())
     }
 
-    /// Before a stop: refused while the file is there; from then on it does not come back.
+    /// Before a stop: refused while the file or the disk is there; from then on neither comes back.
     pub fn close(&self, name: &str) -> Result<()> {
         let mut state = self.state.lock();
-        if let State::Attached(file) = &*state
-            && file.is_mounted()
-        {
+        if state.shown(self.read_only).is_some() {
             return Err(AttachError::StopAttached { name: name.to_owned() }.into());
         }
         *state = State::Closed;
         Ok(())
+    }
+
+    /// Whether what there is would wait for the next server.
+    #[must_use]
+    pub fn outlives_server(&self) -> bool {
+        matches!(&*self.state.lock(), State::Disk(disk) if disk.stands())
+    }
+
+    /// At a stop all the same: what is under way on a disk is answered, and nothing more is taken.
+    pub async fn leave(&self) {
+        let was = std::mem::replace(&mut *self.state.lock(), State::Closed);
+        if let State::Disk(disk) = was {
+            disk.leave().await;
+        }
     }
 }
 

@@ -106,8 +106,11 @@ impl Grow {
         let volume = live(&self.volume).await?;
         let grown = volume.client.grow().await?;
         let bytes = volume.served(grown)?;
-        if let Some(attachment) = disk::find(volume.status.uuid)? {
-            attachment.resize()?;
+        // A disk that waits for this server is made larger when that takes it over.
+        if let Some(attachment) = disk::find(volume.status.uuid)?
+            && volume.served(volume.client.attached().await?)?.is_some()
+        {
+            attachment.resize(bytes)?;
         }
         say(&format!("{} ({bytes} bytes)", size::show(bytes)));
         Ok(())

@@ -31,7 +31,8 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 ///
 /// Exports it as "" and under its name, and prints "ready" once it accepts connections. SIGTERM, SIGINT and
 /// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0. While the volume is attached
-/// (`raid10 attach`) they are refused; a second signal ends it all the same.
+/// (`raid10 attach`) they are refused; a second signal ends it all the same. A disk of the kernel's NBD driver then waits
+/// for the next server, for ten minutes, and so it does when the server dies.
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
     /// The array's files or block devices, in any order. One that does not exist is done without, if that is safe.
@@ -133,6 +134,7 @@ impl Serve {
         }
         tracing::info!("stopping");
         server.stop().await;
+        attacher.leave().await;
         let outcome = volume.stop().await;
         stop.report(&outcome);
         control.close().await;
@@ -199,9 +201,12 @@ fn announce(volume: &Volume, uris: &[String], control: &ControlServer) {
 async fn asked_to_end(signals: &mut Signals, attacher: &Attacher, name: &str) {
     signals.any().await;
     if let Err(refused) = attacher.close(name) {
-        tracing::error!(
-            "not stopping: {refused}; or send the signal again, and lose what is not written yet"
-        );
+        let loss = if attacher.outlives_server() {
+            "and its disk waits for the next server"
+        } else {
+            "and lose what is not written yet"
+        };
+        tracing::error!("not stopping: {refused}; or send the signal again, {loss}");
         signals.any().await;
     }
 }

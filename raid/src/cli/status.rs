@@ -36,15 +36,26 @@ impl Status {
         let terminal = std::io::stdout().is_terminal();
         let mut progress = Progress::new();
         loop {
-            let (status, live) = match find(&self.volume).await? {
-                Found::Served(_, status) => (*status, true),
-                Found::Offline(member) => (offline(&with_siblings(*member).await), false),
+            let (status, live, client) = match find(&self.volume).await? {
+                Found::Served(client, status) => (*status, true, Some(client)),
+                Found::Offline(member) => (offline(&with_siblings(*member).await), false, None),
             };
-            let attached = disk::find(status.uuid)?.map(|attachment| Attached {
-                device: attachment.device().map(Path::to_owned),
-                mounted: attachment.mounts().to_vec(),
-                place: attachment.place(),
-            });
+            let attached = match disk::find(status.uuid)? {
+                None => None,
+                Some(attachment) => {
+                    let known = match client {
+                        Some(client) => client.attached().await?.flatten().is_some(),
+                        None => false,
+                    };
+                    Some(Attached {
+                        device: attachment.device().map(Path::to_owned),
+                        mounted: attachment.mounts().to_vec(),
+                        connected: known,
+                        waits: attachment.waiting().is_some(),
+                        place: attachment.place(),
+                    })
+                }
+            };
             if self.json {
                 say_json(&Told { status: &status, attached: attached.as_ref() });
             } else if self.watch && terminal {
@@ -68,6 +79,11 @@ impl Status {
 struct Attached {
     device: Option<PathBuf>,
     mounted: Vec<PathBuf>,
+    /// Whether a server answers for it.
+    connected: bool,
+    /// Whether it waits for one that does not.
+    #[serde(skip)]
+    waits: bool,
     #[serde(skip)]
     place: String,
 }
@@ -181,11 +197,19 @@ fn show(status: &Document, live: bool, attached: Option<&Attached>) -> String {
         facts.push(("Sync", sync(&status.sync)));
         facts.push(("Mismatches", status.mismatches.to_string()));
     }
-    if let Some(Attached { place, .. }) = attached {
-        let place = if live {
-            place.clone()
-        } else {
-            format!("{place}, without a server: `raid10 detach {}` cleans up", status.name)
+    if let Some(Attached { place, connected, waits, .. }) = attached {
+        let name = &status.name;
+        let place = match (connected, waits) {
+            (true, _) => place.clone(),
+            (false, true) if live => {
+                format!("{place}, waiting: `raid10 attach {name}` connects it with its new server")
+            }
+            (false, true) => {
+                format!(
+                    "{place}, waiting for a server: serve the volume, then `raid10 attach {name}` connects it"
+                )
+            }
+            (false, false) => format!("{place}, without a server: `raid10 detach {name}` cleans up"),
         };
         facts.push(("Attached", place));
     }

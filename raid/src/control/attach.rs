@@ -1,7 +1,7 @@
-//! Showing a served volume to its own machine as a file, and taking that away.
+//! Showing a served volume to its own machine as a file or a disk, and taking that away.
 
-use super::requests::{Answer, Done, Served};
-use crate::attach::{AttachError, Attacher, Shown};
+use super::requests::{Answer, Body, Done, Served, read};
+use crate::attach::{AttachError, Attacher, Shown, Way};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use axum::Json;
@@ -30,12 +30,13 @@ pub(super) async fn attached(State(served): State<Served>) -> Json<Option<Shown>
     Json(served.attach.as_ref().and_then(|attacher| attacher.shown()))
 }
 
-pub(super) async fn attach(State(served): State<Served>) -> Answer<Shown> {
+pub(super) async fn attach(State(served): State<Served>, body: Body) -> Answer<Shown> {
+    let way: Way = read(&body)?;
     let io = tokio::runtime::Handle::current();
     served
-        .carry_out(|served| async move {
+        .carry_out(move |served| async move {
             let (device, uuid) = (Arc::clone(&served.volume) as Arc<dyn Device>, served.volume.uuid());
-            served.with_attacher(move |attacher| attacher.attach(device, uuid, io)).await
+            served.with_attacher(move |attacher| attacher.attach(device, uuid, way, &io)).await
         })
         .await
 }

@@ -2,7 +2,7 @@
 
 use super::requests::{Add, Done, Grown, Limit, OnMember, Replace, Scrub, ScrubReport};
 use super::{SUFFIX, runtime_dir, socket_path};
-use crate::attach::Shown;
+use crate::attach::{Shown, Way};
 use crate::error::{Error, Result};
 use crate::event::Mismatch;
 use crate::orders::{Added, MemberName, SpeedLimits};
@@ -90,17 +90,17 @@ impl Client {
         self.ask(Method::POST, "/limit", &Limit { min, max }).await
     }
 
-    /// Where the volume is shown as a file of its machine, if it is.
+    /// Where the volume is a file or a disk of its machine, if it is.
     pub async fn attached(&self) -> Result<Option<Option<Shown>>> {
         self.ask(Method::GET, "/attached", &()).await
     }
 
-    /// Shows the volume as a file of its machine.
-    pub async fn attach(&self) -> Result<Option<Shown>> {
-        self.ask(Method::POST, "/attach", &()).await
+    /// Makes the volume a file or a disk of its machine.
+    pub async fn attach(&self, way: Way) -> Result<Option<Shown>> {
+        self.ask(Method::POST, "/attach", &way).await
     }
 
-    /// Takes that file away, flushed.
+    /// Takes that away, flushed.
     pub async fn detach(&self) -> Result<Option<()>> {
         self.order("/detach", &()).await
     }

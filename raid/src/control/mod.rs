@@ -14,7 +14,7 @@
 //! | `GET /mismatches` | what the last scrub found |
 //! | `POST /grow` | `{"size"}` |
 //! | `GET /attached` | [`Shown`](crate::attach::Shown), or `null` |
-//! | `POST /attach` | [`Shown`](crate::attach::Shown): the volume is a file of this machine |
+//! | `POST /attach` [`Way`](crate::attach::Way) | [`Shown`](crate::attach::Shown): the volume is a file or a disk of this machine |
 //! | `POST /detach` | `{}` once that is flushed and gone; refused while the file is in use |
 //! | `POST /limit` `{"min","max"}` | [`SpeedLimits`](crate::orders::SpeedLimits) as they are now; a limit that is left out stays |
 //!

@@ -176,11 +176,11 @@ impl Served {
     }
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     serde_json::from_slice(body).map_err(|error| Error::BadRequest(error.to_string()))
 }
 
-type Body = axum::body::Bytes;
+pub(super) type Body = axum::body::Bytes;
 
 async fn status(State(served): State<Served>) -> Json<Status> {
     Json(served.volume.status())

@@ -25,5 +25,5 @@ pub mod wire;
 
 pub use handshake::{Export, Exports, Session, Tls};
 pub use listen::{Address, Listeners, Passed};
-pub use server::{Limits, Server};
+pub use server::{Limits, Server, adopt};
 pub use tls::Security;

@@ -12,7 +12,7 @@
 use super::handshake::{Exports, Handshake, Progress, Refused, Session};
 use super::listen::{Accepted, Listeners};
 use super::tls::Security;
-use super::transmission::{self, Pool, Stream, Timing};
+use super::transmission::{self, AtStop, Ended, Pool, Stop, Stream, Timing};
 use bytes::BytesMut;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -33,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a Unix socket may hold of replies that its client has not read. The usual 208 KiB are three replies of 64 KiB:
 /// server and client then wake each other for each. The kernel doubles it for its own needs, and takes as much as
 /// `net.core.wmem_max` allows. Pages that were spliced stay page cache while they wait here.
-const SEND_BUFFER: usize = 512 << 10;
+pub(crate) const SEND_BUFFER: usize = 512 << 10;
 /// Capacity for one receive of the handshake.
 const HANDSHAKE_RECEIVE: usize = 4096;
 
@@ -250,21 +250,52 @@ where
 
 /// The transmission phase.
 async fn serve<S>(
-    mut stream: S,
+    stream: S,
     session: Session,
     input: BytesMut,
     house: Arc<House>,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 ) where
     S: Stream,
 {
+    let (pool, timing) = (Arc::clone(&house.pool), house.limits.timing);
+    transmit(stream, session, input, pool, timing, stopping, AtStop::Refuse).await;
+}
+
+/// Serves a connection that needs no handshake: both ends know what is served, and how ([`Session`]). Ends like any
+/// other, but what it has not taken in at the stop it leaves unanswered, for the next server.
+pub async fn adopt<S>(
+    stream: S,
+    session: Session,
+    pool: Arc<Pool>,
+    timing: Timing,
+    stopping: watch::Receiver<bool>,
+) -> Ended
+where
+    S: Stream,
+{
+    transmit(stream, session, BytesMut::new(), pool, timing, stopping, AtStop::Leave).await
+}
+
+async fn transmit<S>(
+    mut stream: S,
+    session: Session,
+    input: BytesMut,
+    pool: Arc<Pool>,
+    timing: Timing,
+    mut stopping: watch::Receiver<bool>,
+    unstarted: AtStop,
+) -> Ended
+where
+    S: Stream,
+{
     tracing::debug!(export = session.export.name, style = ?session.style, "NBD client connected");
-    let stop = Box::pin(async move {
+    let announced = Box::pin(async move {
         // The sender goes only with the server: the end of both is the same to a connection.
         drop(stopping.wait_for(|stop| *stop).await);
     });
-    let (pool, timing) = (Arc::clone(&house.pool), house.limits.timing);
-    let ended = transmission::run(&mut stream, input, session, pool, timing, stop).await;
+    let ended =
+        transmission::run(&mut stream, input, session, pool, timing, Stop { announced, unstarted }).await;
     tracing::debug!("NBD client gone: {ended}");
     // What could be sent has been sent. Under TLS the farewell is a record of its own, which a client that takes
     // nothing any more would not take either.
@@ -273,4 +304,5 @@ async fn serve<S>(
         Ok(Err(error)) => tracing::debug!("NBD connection not shut down: {error}"),
         Err(_) => tracing::debug!("NBD connection not shut down in time"),
     }
+    ended
 }

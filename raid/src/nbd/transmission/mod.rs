@@ -64,12 +64,32 @@ pub struct Timing {
     pub drain: Duration,
 }
 
+/// What becomes, after the stop was announced, of requests that have not been started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStop {
+    /// They are refused (`ESHUTDOWN`), as the protocol has it.
+    Refuse,
+    /// They are left unanswered: a client that gives them to the next server, and its users no error before.
+    Leave,
+}
+
+/// When the server is to end, and how.
+pub struct Stop {
+    /// Completes then.
+    pub announced: BoxFuture<'static, ()>,
+    /// What becomes of requests that come later.
+    pub unstarted: AtStop,
+}
+
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
-    /// The client sent `DISC` or closed its end between requests.
+    /// The client sent `DISC`.
     #[error("the client disconnected")]
     ByClient,
+    /// The client closed its end between requests.
+    #[error("the client closed the connection")]
+    HungUp,
     /// The client vanished in the middle of something.
     #[error("the connection broke: {0}")]
     Broken(std::io::ErrorKind),
@@ -87,15 +107,15 @@ pub enum Ended {
     Stopped,
 }
 
-/// Serves a session on a connection whose handshake is done; `input` is what was received beyond it. `stop` completes
-/// when the server is to end. Returns when everything that was started has ended.
+/// Serves a session on a connection whose handshake is done; `input` is what was received beyond it. Returns
+/// when everything that was started has ended.
 pub async fn run<S>(
     stream: &mut S,
     input: BytesMut,
     session: Session,
     pool: Arc<Pool>,
     timing: Timing,
-    stop: BoxFuture<'static, ()>,
+    stop: Stop,
 ) -> Ended
 where
     S: Stream,
@@ -105,7 +125,8 @@ where
         session,
         purse: Purse::new(pool),
         timing,
-        stop: Some(stop),
+        stop: Some(stop.announced),
+        at_stop: stop.unstarted,
         deadline: None,
         stall: None,
         receiving: Receiving::Header,
@@ -129,6 +150,7 @@ struct Connection<'a, S> {
     timing: Timing,
     /// Completes when the server is to end; `None` once it has.
     stop: Option<BoxFuture<'static, ()>>,
+    at_stop: AtStop,
     /// Runs from the stop on: when the client's time is up.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Runs while replies do not move, and what `total_sent` was when it was set.

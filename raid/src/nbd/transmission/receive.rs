@@ -5,7 +5,7 @@ use super::admit::{Admitted, admit};
 use super::memory::{Lease, MIN_CHARGE};
 use super::reply::{Refusal, Reply, To};
 use super::stream::Stream;
-use super::{Connection, Ended, MAX_REQUESTS};
+use super::{AtStop, Connection, Ended, MAX_REQUESTS};
 use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
@@ -67,6 +67,10 @@ impl<S: Stream> Connection<'_, S> {
     fn take_request(&mut self, cx: &mut Context<'_>) -> bool {
         if self.running.len() + self.replies.len() >= MAX_REQUESTS {
             return false;
+        }
+        if self.stopping() && self.at_stop == AtStop::Leave {
+            self.receiving = Receiving::Closed(Ended::Stopped);
+            return true;
         }
         let request = match self.next_header() {
             None => return self.part_of_request(),
@@ -185,7 +189,7 @@ impl<S: Stream> Connection<'_, S> {
     fn end_of_input(&mut self, between_requests: bool) -> bool {
         if self.eof {
             let broken = Ended::Broken(std::io::ErrorKind::UnexpectedEof);
-            self.receiving = Receiving::Closed(if between_requests { Ended::ByClient } else { broken });
+            self.receiving = Receiving::Closed(if between_requests { Ended::HungUp } else { broken });
         }
         self.eof
     }

@@ -1,0 +1,346 @@
+//! A volume as `/dev/nbdN`, by the kernel's own NBD driver: the serving process's end of it.
+//!
+//! The serving process makes pairs of sockets, gives one end of each to the driver ([`netlink`](super::netlink)) and
+//! serves the other as any NBD connection, without a handshake: netlink tells the driver size and flags. The driver
+//! spreads the processors over the [`CONNECTIONS`].
+//!
+//! The disk outlives the server. When the server dies, its sockets close, and the driver keeps what is asked of the disk
+//! until [`PATIENCE`] is over: the next server takes the disk over with fresh sockets ([`KernelDisk::take_over`]), and
+//! nobody above has seen an error. What was under way is asked again once it is [`REQUEST_TIMEOUT`] old. Asking twice is
+//! safe here: an operation that a connection has left behind holds its range lock to its end, so the second comes after
+//! it, and a member is not open in two servers.
+//!
+//! The driver gives up a connection with a request that old on a server that lives, too, since it cannot tell a slow disk
+//! from a dead server. So a keeper puts a fresh one in the place of each that breaks; it ends with the disk.
+//!
+//! Invariants: the driver's ends are open here only while it is told of them. No other client takes memory from these
+//! connections: their pool is their own.
+
+use super::AttachError;
+use super::kernel::{NbdDisk, nbd_disk};
+use super::netlink::{Driver, NewDisk};
+use crate::device::Device;
+use crate::error::Result;
+use crate::nbd::server::SEND_BUFFER;
+use crate::nbd::transmission::{Ended, Pool};
+use crate::nbd::wire::Style;
+use crate::nbd::{Export, Limits, Session, adopt};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use uuid::Uuid;
+
+/// Connections of a disk.
+pub(super) const CONNECTIONS: usize = 4;
+/// Without any connection, what is asked of a disk waits so long for one before it fails.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// A request that is so old is asked again on another connection: longer than a volume waits for a member that hangs.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
+/// As that of a loop device, so that a file system made on one can be mounted on the other.
+const BLOCK: u64 = 512;
+/// Bytes in flight that the connections share.
+const SHARED_BYTES: u32 = 64 << 20;
+/// After a connection broke, the next is made so much later at first, and at most. The driver must have noticed, too.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long somebody may have a free device open, as udev does with what is new.
+const LOOKING: Duration = Duration::from_secs(2);
+/// How long connections may take to end once the driver has said goodbye.
+const GOING: Duration = Duration::from_secs(10);
+
+/// What the driver tells of whose a disk is.
+const BACKEND_PREFIX: &str = "raid10:";
+
+/// A volume's name for the driver: told in sysfs, so that the disk is found again whatever becomes of its server.
+pub(super) fn backend(volume: Uuid, name: &str) -> String {
+    format!("{BACKEND_PREFIX}{volume}:{name}")
+}
+
+/// The volume and the name that a backend tells; `None` if it is not one of ours.
+pub(super) fn parse_backend(backend: &str) -> Option<(Uuid, &str)> {
+    let (volume, name) = backend.strip_prefix(BACKEND_PREFIX)?.split_once(':')?;
+    Some((Uuid::parse_str(volume).ok()?, name))
+}
+
+/// The path of a disk.
+pub(super) fn path(number: u32) -> PathBuf {
+    format!("/dev/nbd{number}").into()
+}
+
+/// A disk that this process serves.
+#[derive(Debug)]
+pub(super) struct KernelDisk {
+    number: u32,
+    stop: watch::Sender<bool>,
+    keeper: JoinHandle<()>,
+}
+
+impl KernelDisk {
+    /// Makes the volume a disk: that of the number, or a free one. Blocks; the connections run on `io`.
+    pub(super) fn connect(
+        device: Arc<dyn Device>,
+        volume: Uuid,
+        read_only: bool,
+        number: Option<u32>,
+        io: &Handle,
+    ) -> Result<Self> {
+        let driver = driver()?;
+        let (size, name) = (device.size(), backend(volume, device.name()));
+        let session = session(device, read_only);
+        let flags = session.export.transmission_flags(session.style, session.allocation);
+        let wanted = NewDisk {
+            number,
+            size,
+            block: BLOCK,
+            flags,
+            timeout: REQUEST_TIMEOUT,
+            patience: PATIENCE,
+            backend: &name,
+        };
+        let lines = Lines::new(session);
+        let mut connections = JoinSet::new();
+        let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
+        let begun = Instant::now();
+        let number = loop {
+            match driver.connect(&wanted, &theirs) {
+                Ok(number) => break number,
+                Err(errno) if looked_at(number, errno, begun) => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(errno) => return Err(not_made(number, errno).into()),
+            }
+        };
+        drop(theirs);
+        if nbd_disk(number).is_none_or(|disk| disk.backend != name) {
+            driver.disconnect(number).map_err(|errno| refused(Some(number), errno))?;
+            return Err(AttachError::OldNbd.into());
+        }
+        Ok(Self::kept(number, name, lines, connections, io))
+    }
+
+    /// Takes over a disk of this volume that another server has left. Blocks; the connections run on `io`.
+    pub(super) fn take_over(
+        device: Arc<dyn Device>,
+        volume: Uuid,
+        read_only: bool,
+        number: u32,
+        io: &Handle,
+    ) -> Result<Self> {
+        let driver = driver()?;
+        let refused = |errno| refused(Some(number), errno);
+        let stands = nbd_disk(number).filter(|disk| disk.volume() == Some(volume));
+        let NbdDisk { backend, read_only: disk_read_only, size: was, .. } =
+            stands.ok_or(refused(Errno::NODEV))?;
+        if read_only && !disk_read_only {
+            return Err(AttachError::Writable { device: path(number).display().to_string() }.into());
+        }
+        let size = device.size();
+        let lines = Lines::new(session(device, read_only));
+        let mut connections = JoinSet::new();
+        let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
+        driver.reconnect(number, &backend, &theirs).map_err(refused)?;
+        drop(theirs);
+        let disk = Self::kept(number, backend.clone(), lines, connections, io);
+        // Only now: the driver may wait for what is under way before it changes the size.
+        if size != was {
+            driver.resize(number, &backend, size).map_err(refused)?;
+        }
+        Ok(disk)
+    }
+
+    fn kept(number: u32, backend: String, lines: Lines, connections: JoinSet<Ended>, io: &Handle) -> Self {
+        let stop = lines.stop.clone();
+        let keeper = io.spawn(Keeper { number, backend, lines, connections }.keep());
+        Self { number, stop, keeper }
+    }
+
+    /// N of `/dev/nbdN`.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether the driver uses it still: anybody may tell it to let go.
+    pub(super) fn stands(&self) -> bool {
+        !self.keeper.is_finished()
+    }
+
+    /// Ends the disk. What is not written yet is lost: that nobody uses it is the caller's business.
+    pub(super) fn disconnect(&self) -> Result<()> {
+        // One that somebody else has ended is no more ours.
+        if self.stands() {
+            driver()?.disconnect(self.number).map_err(|errno| refused(Some(self.number), errno))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way on a disk that was ended. Blocks.
+    pub(super) fn wait(self) {
+        let number = self.number;
+        if Handle::current().block_on(tokio::time::timeout(GOING, self.leave())).is_err() {
+            tracing::warn!("connections of /dev/nbd{number} have not ended yet");
+        }
+    }
+
+    /// Ends the connections when what is under way has been answered. The disk waits for the next server.
+    pub(super) async fn leave(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.keeper.await {
+            tracing::error!("the keeper of /dev/nbd{} ended badly: {error}", self.number);
+        }
+    }
+}
+
+fn driver() -> Result<Driver> {
+    let found = Driver::find().map_err(|errno| refused(None, errno))?;
+    Ok(found.ok_or(AttachError::NoNbd)?)
+}
+
+fn refused(number: Option<u32>, errno: Errno) -> AttachError {
+    let device = number.map_or_else(|| "a disk".to_owned(), |number| path(number).display().to_string());
+    AttachError::Nbd { device, errno }
+}
+
+/// Whether somebody only looks at a free device at this moment, which is busy by that alone.
+fn looked_at(number: Option<u32>, errno: Errno, since: Instant) -> bool {
+    let free = number.is_some_and(|number| nbd_disk(number).is_none());
+    errno == Errno::BUSY && free && since.elapsed() < LOOKING
+}
+
+fn not_made(number: Option<u32>, errno: Errno) -> AttachError {
+    let Some(number) = number.filter(|_| errno == Errno::BUSY) else { return refused(number, errno) };
+    let by = nbd_disk(number).map(|disk| disk.backend).filter(|backend| !backend.is_empty());
+    let by = by.map_or_else(String::new, |backend| format!(" by {backend}"));
+    AttachError::NbdBusy { device: path(number).display().to_string(), by }
+}
+
+/// What a handshake would have settled: the driver speaks simple replies.
+fn session(device: Arc<dyn Device>, read_only: bool) -> Session {
+    let name = device.name().to_owned();
+    let export = Export { description: String::new(), name, device, read_only };
+    Session { export: Arc::new(export), style: Style::Simple, allocation: false }
+}
+
+/// What connections of one disk are made with.
+struct Lines {
+    session: Session,
+    pool: Arc<Pool>,
+    stop: watch::Sender<bool>,
+}
+
+impl Lines {
+    fn new(session: Session) -> Self {
+        Self { session, pool: Arc::new(Pool::new(SHARED_BYTES)), stop: watch::Sender::new(false) }
+    }
+
+    /// Makes connections, which are served from now on, and gives the driver's ends.
+    fn open(&self, count: usize, connections: &mut JoinSet<Ended>, io: &Handle) -> Result<Vec<UnixStream>> {
+        let _within = io.enter();
+        let timing = Limits::standard().timing;
+        let mut theirs = Vec::with_capacity(count);
+        let failed =
+            |error: std::io::Error| refused(None, Errno::from_io_error(&error).unwrap_or(Errno::MFILE));
+        for _ in 0..count {
+            let (ours, other) = UnixStream::pair().map_err(failed)?;
+            for end in [&ours, &other] {
+                set_socket_send_buffer_size(end, SEND_BUFFER).map_err(|errno| refused(None, errno))?;
+            }
+            ours.set_nonblocking(true).map_err(failed)?;
+            let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
+            let (session, pool) = (self.session.clone(), Arc::clone(&self.pool));
+            connections.spawn_on(adopt(ours, session, pool, timing, self.stop.subscribe()), io);
+            theirs.push(other);
+        }
+        Ok(theirs)
+    }
+}
+
+/// Keeps a disk connected.
+struct Keeper {
+    number: u32,
+    backend: String,
+    lines: Lines,
+    connections: JoinSet<Ended>,
+}
+
+impl Keeper {
+    /// Ends when the driver or the server has said goodbye, with the last connection.
+    async fn keep(mut self) {
+        let mut stopping = self.lines.stop.subscribe();
+        let mut over = false;
+        let mut pause = FIRST_PAUSE;
+        let mut mended = Instant::now();
+        loop {
+            let lacking = CONNECTIONS.saturating_sub(self.connections.len());
+            let due = tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop), if !over => {
+                    over = true;
+                    false
+                }
+                Some(ended) = self.connections.join_next() => {
+                    match ended {
+                        Ok(Ended::ByClient | Ended::Stopped) => over = true,
+                        _ if over => {}
+                        Ok(ended) => tracing::warn!("a connection of /dev/nbd{} ended: {ended}", self.number),
+                        Err(error) => tracing::error!("a connection of /dev/nbd{} died: {error}", self.number),
+                    }
+                    // Those that have held for long were no failure.
+                    if mended.elapsed() > 2 * LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
+                    false
+                }
+                () = tokio::time::sleep(pause), if lacking > 0 && !over => true,
+                else => return,
+            };
+            if !due {
+                continue;
+            }
+            match self.mend(lacking).await {
+                Ok(()) => tracing::info!("/dev/nbd{} has its connections again", self.number),
+                Err(None) => over = true,
+                Err(Some(error)) => {
+                    tracing::warn!("/dev/nbd{} lacks {lacking} connections: {error}", self.number);
+                }
+            }
+            mended = Instant::now();
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Makes as many connections anew. An error of `None`: the disk is not this volume's any more.
+    async fn mend(&mut self, lacking: usize) -> std::result::Result<(), Option<crate::Error>> {
+        let theirs = self.lines.open(lacking, &mut self.connections, &Handle::current())?;
+        let (number, backend) = (self.number, self.backend.clone());
+        let telling = tokio::task::spawn_blocking(move || {
+            let driver = driver()?;
+            match driver.reconnect(number, &backend, &theirs) {
+                Ok(()) => Ok(()),
+                Err(Errno::INVAL) if matches!(driver.stands(number, &backend), Ok(false)) => Err(None),
+                Err(errno) => Err(Some(refused(Some(number), errno).into())),
+            }
+        });
+        telling.await.unwrap_or(Err(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_tells_whose_a_disk_is() {
+        let volume = Uuid::from_u128(7);
+        let told = backend(volume, "my:vol ume");
+        assert_eq!(parse_backend(&told), Some((volume, "my:vol ume")));
+        for other in ["", "raid10:", "raid10:x:y", "nbd-server", &volume.to_string()] {
+            assert_eq!(parse_backend(other), None, "{other}");
+        }
+    }
+}

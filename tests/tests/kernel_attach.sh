@@ -1,0 +1,131 @@
+# Run in the virtual machine by kernel_attach.rs, behind its functions; that reads what is printed as RESULT.
+dmesg -n 1
+raid10 create $members --chunk 64K --name vol
+serve --direct
+vol=$server
+attached() { raid10 status "$1" | sed -n 's/^ Attached *//p'; }
+
+# A second volume, of files: it grows, its server stands still, and it is given up.
+raid10 create /tmp/a.img /tmp/b.img --size 24M --name small
+members="/tmp/a.img /tmp/b.img" serve
+small=$server
+
+echo "== busy disks, and disks that are none"
+raid10 attach small --device /dev/nbd1
+echo RESULT small $(attached small)
+refuse "/dev/nbd1 is in use by raid10:" raid10 attach vol --device /dev/nbd1
+refuse "/dev/nbd99999999: Invalid argument; \`dmesg\` says why" raid10 attach vol --device /dev/nbd99999999
+
+echo "== a disk"
+raid10 attach vol --device /dev/nbd0
+echo RESULT attached $(attached vol)
+echo RESULT queue $(cat /sys/block/nbd0/queue/write_cache), fua $(cat /sys/block/nbd0/queue/fua)
+refuse "attached at /dev/nbd0 already" raid10 attach vol
+refuse "attached at /dev/nbd0 already" raid10 attach vol --device /dev/nbd5
+/tools/mke2fs -q -t ext4 -F /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+dd if=/dev/urandom of=/mnt/one bs=1M count=8
+( cd /mnt && sha256sum one >/tmp/one.sum )
+refuse "/dev/nbd0 is mounted on /mnt, and not by \`raid10 attach\`" raid10 detach vol
+umount /mnt
+sleep 600 </dev/nbd0 &
+refuse "/dev/nbd0 is in use by sleep ($!)" raid10 detach vol
+kill $!
+# In the device's own page cache only.
+head -c 4096 /tmp/one.sum | dd of=/dev/nbd0 bs=512 seek=389119 conv=notrunc
+raid10 detach vol
+echo RESULT free $(cat /sys/block/nbd0/size) $(ls /sys/block/nbd0/pid 2>&1)
+
+echo "== attached again, and mounted"
+raid10 attach vol --mount /mnt
+( cd /mnt && sha256sum -c /tmp/one.sum )
+head -c 20 /tmp/one.sum >/tmp/head
+dd if=/dev/nbd0 bs=512 skip=389119 count=1 iflag=direct | head -c 20 | cmp - /tmp/head
+echo RESULT mounted $(attached vol)
+raid10 detach vol
+echo RESULT unmounted $(grep -c ' /mnt ' /proc/mounts) $(ls -A /mnt)
+
+echo "== a disk grows"
+truncate -s 40M /tmp/a.img /tmp/b.img
+raid10 grow small
+echo RESULT grown $(raid10 status small --json | sed -n 's/^  "size": \([0-9]*\),$/\1/p') $(blockdev --getsize64 /dev/nbd1)
+
+echo "== a server dies under a mounted file system"
+raid10 attach vol --mount /mnt
+writer() {
+    i=0
+    while [ ! -e /tmp/enough ]; do
+        i=$((i + 1))
+        dd if=/dev/urandom of=/mnt/f$i bs=64k count=8 conv=fsync 2>/tmp/dd || { cat /tmp/dd >>/tmp/errors; break; }
+        ( cd /mnt && sha256sum f$i >>/tmp/sums )
+        echo $i >/tmp/at
+    done
+}
+at_least() { n=0; until [ "$(cat /tmp/at)" -ge $1 ]; do n=$((n + 1)); [ $n -lt 120 ] || return 1; sleep 1; done; }
+echo 0 >/tmp/at
+writer &
+writer=$!
+at_least 10
+# What is asked of the second one meanwhile outlasts the driver's patience with a request.
+# Nor does it answer for itself: the first is named by a member until it goes on.
+member=/dev/drive/disk0.img
+kill -STOP $small
+dd if=/dev/urandom of=/dev/nbd1 bs=64k count=16 oflag=direct 2>/tmp/stopped &
+stopped=$!
+# It dies with requests under way, sooner or later after a stop.
+kill -STOP $vol
+sleep 2
+kill -9 $vol
+wait $vol || true
+sleep 1
+echo RESULT waiting $(attached $member)
+refuse "has no server, and /dev/nbd0 on /mnt keeps what is not written yet" raid10 detach $member
+members="$members" serve --direct
+vol=$server
+echo RESULT server $(attached $member)
+before=$(cat /tmp/at)
+raid10 attach $member
+echo RESULT again $(attached $member)
+at_least $((before + 10))
+sleep 5
+kill -CONT $small
+wait $stopped && echo RESULT stopped ok || cat /tmp/stopped
+touch /tmp/enough
+wait $writer
+echo RESULT written $(cat /tmp/errors 2>/dev/null || echo all)
+echo 3 >/proc/sys/vm/drop_caches
+( cd /mnt && sha256sum -c /tmp/sums >/tmp/checked )
+echo RESULT files $(grep -c OK /tmp/checked) of $(cat /tmp/at)
+raid10 detach vol
+
+echo "== a server ends under a mounted file system, and the next one is only asked to let go"
+raid10 attach vol --mount /mnt
+( cd /mnt && sha256sum -c /tmp/sums >/dev/null )
+echo kept >/mnt/kept
+kill -TERM $vol
+n=0; until grep -q "its disk waits for the next server" /tmp/serve.log; do n=$((n + 1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done
+kill -TERM $vol
+wait $vol
+serve --direct
+vol=$server
+raid10 detach vol
+raid10 attach vol --mount /mnt
+echo RESULT kept $(cat /mnt/kept)
+raid10 detach vol
+raid10 attach vol
+/tools/e2fsck -f -n /dev/nbd0
+raid10 detach vol
+
+echo "== given up"
+echo RESULT mended $(grep -c "/dev/nbd1 has its connections again" /tmp/serve.log)
+kill -9 $small
+wait $small || true
+refuse "small has no server" raid10 detach small
+raid10 detach small --force 2>&1
+echo RESULT errors $(dmesg | grep -ci "i/o error")
+
+echo "== no driver"
+rmmod nbd
+refuse "load it with \`modprobe nbd\`" raid10 attach vol --device /dev/nbd0
+raid10 stop vol
+wait $vol
