@@ -321,7 +321,7 @@ pub fn first_at_or_after(header: &Header, batch: &[u8], timestamp: i64) -> Optio
 }
 
 /// A zigzag varint of up to 64 bits; `None` when the bytes end in it.
-fn varint(bytes: &mut &[u8]) -> Option<i64> {
+pub(crate) fn varint(bytes: &mut &[u8]) -> Option<i64> {
     let mut value = 0u64;
     for at in 0..10 {
         let byte = *bytes.get(at)?;

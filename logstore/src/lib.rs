@@ -9,7 +9,7 @@
 //!
 //! - [`error`]: what can go wrong, a variant a cause; `health`: whether anything may still be promised.
 //! - [`config`]: topic configuration, with Kafka's names and defaults.
-//! - [`batch`], [`index`], [`producers`], `epochs`: bytes and rules of the formats; pure.
+//! - [`batch`], [`records`], [`compression`], [`index`], [`producers`], `epochs`: bytes and rules of the formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
 //! - `segment`: bytes, end and index of one segment; `commit`: one flush for all partitions.
@@ -19,6 +19,7 @@
 pub mod batch;
 mod catalog;
 mod commit;
+pub mod compression;
 pub mod config;
 mod context;
 mod directory;
@@ -30,6 +31,7 @@ mod home;
 pub mod index;
 pub mod partition;
 pub mod producers;
+pub mod records;
 mod segment;
 pub mod store;
 mod tasks;

@@ -1,0 +1,223 @@
+//! The records inside a batch (magic 2): a view of decompressed bytes. Pure.
+//!
+//! Layout of a record, all numbers zigzag varints but the first byte of its body, from Kafka's `DefaultRecord`:
+//!
+//! ```text
+//! length · attributes i8 (unused) · timestamp less the batch's first · offset less the base
+//! key length (−1: none) · key · value length (−1: none) · value · headers: count, then key length · key · value length · value
+//! ```
+//!
+//! For compaction and the offline tools; the broker's way from producer to consumer never looks inside.
+//!
+//! Invariant: nothing is believed. A record that does not add up ends the iteration with one [`RecordFault`].
+
+use crate::batch::{HEADER, Header, varint};
+use crate::compression::{Codec, CodecFault, decompress};
+
+/// What is wrong with the records of a batch whose checksum is right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordFault {
+    /// A codec that does not exist.
+    #[error("its compression codec, {0}, does not exist")]
+    Codec(i16),
+    /// They cannot be decompressed.
+    #[error(transparent)]
+    Compression(#[from] CodecFault),
+    /// A length that does not add up.
+    #[error("record {index} is not well formed: {what}")]
+    Record {
+        /// Which, from 0.
+        index: i32,
+        /// What does not add up.
+        what: &'static str,
+    },
+    /// Bytes behind the last record.
+    #[error("{0} bytes follow its last record")]
+    Trailing(usize),
+}
+
+/// A record, as a view of the batch's decompressed bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp in milliseconds: its own, or the batch's under `LogAppendTime`.
+    pub timestamp: i64,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; none makes it a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// How many headers it has.
+    pub header_count: i32,
+    /// Its headers' bytes, count excluded; see [`Record::headers`].
+    pub header_bytes: &'a [u8],
+    /// The whole record with its length, as it stands in the batch.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Its headers, in order, doubled keys included. They were checked when the record was read.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
+        let (mut rest, count) = (self.header_bytes, self.header_count);
+        (0..count).map_while(move |_| Some((chunk(&mut rest).ok()??, chunk(&mut rest).ok()?)))
+    }
+}
+
+/// The bytes of a batch's records as they were before compression, at most `limit` of them. `batch` is the whole batch.
+pub fn unpack(header: &Header, batch: &[u8], limit: usize) -> Result<Vec<u8>, RecordFault> {
+    let codec = Codec::of(header.attributes).ok_or(RecordFault::Codec(header.attributes & 7))?;
+    Ok(decompress(codec, batch.get(HEADER..).unwrap_or_default(), limit)?)
+}
+
+/// Goes through the decompressed records of a batch.
+#[derive(Debug)]
+pub struct Records<'a> {
+    header: Header,
+    rest: &'a [u8],
+    index: i32,
+    failed: bool,
+}
+
+impl<'a> Records<'a> {
+    /// The records of the batch of this header, `unpacked` as [`unpack`] returned them.
+    #[must_use]
+    pub fn new(header: &Header, unpacked: &'a [u8]) -> Self {
+        Self { header: *header, rest: unpacked, index: 0, failed: false }
+    }
+
+    fn parse(&mut self) -> Result<Record<'a>, &'static str> {
+        let (header, whole) = (&self.header, self.rest);
+        let length = varint(&mut self.rest).and_then(|length| usize::try_from(length).ok());
+        let length = length.ok_or("its length is no length")?;
+        let mut body = self.rest.get(..length).ok_or("it is longer than what is left of the batch")?;
+        self.rest = &self.rest[length..];
+        let bytes = &whole[..whole.len() - self.rest.len()];
+        body = body.get(1..).ok_or("it is empty")?;
+        let since = varint(&mut body).ok_or("its timestamp is cut off")?;
+        let delta = varint(&mut body).ok_or("its offset is cut off")?;
+        if delta < 0 || delta > i64::from(header.last_offset_delta) {
+            return Err("its offset lies outside its batch");
+        }
+        let key = chunk(&mut body).map_err(|Cut| "its key is longer than it")?;
+        let value = chunk(&mut body).map_err(|Cut| "its value is longer than it")?;
+        let count = varint(&mut body).and_then(|count| i32::try_from(count).ok()).filter(|&count| count >= 0);
+        let header_count = count.ok_or("its header count is no count")?;
+        let header_bytes = body;
+        for _ in 0..header_count {
+            chunk(&mut body).ok().flatten().ok_or("a header's key does not fit")?;
+            chunk(&mut body).map_err(|Cut| "a header's value does not fit")?;
+        }
+        if !body.is_empty() {
+            return Err("bytes follow its headers");
+        }
+        let timestamp = if header.is_log_append_time() {
+            header.max_timestamp
+        } else {
+            header.base_timestamp.saturating_add(since)
+        };
+        let offset = header.base_offset.saturating_add(delta);
+        Ok(Record { offset, timestamp, key, value, header_count, header_bytes, bytes })
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, RecordFault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        if self.index >= self.header.count {
+            let trailing = std::mem::take(&mut self.rest).len();
+            return (trailing > 0).then_some(Err(RecordFault::Trailing(trailing)));
+        }
+        let index = self.index;
+        self.index += 1;
+        let outcome = self.parse().map_err(|what| RecordFault::Record { index, what });
+        self.failed = outcome.is_err();
+        Some(outcome)
+    }
+}
+
+/// It does not fit into what is left.
+struct Cut;
+
+/// A length and so many bytes; −1 stands for none.
+fn chunk<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Cut> {
+    let length = varint(rest).ok_or(Cut)?;
+    if length == -1 {
+        return Ok(None);
+    }
+    let length = usize::try_from(length).map_err(|_| Cut)?;
+    let bytes = rest.get(..length).ok_or(Cut)?;
+    *rest = &rest[length..];
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(count: i32) -> Header {
+        Header {
+            base_offset: 100,
+            size: 61,
+            leader_epoch: 0,
+            crc: 0,
+            attributes: 0,
+            last_offset_delta: count - 1,
+            base_timestamp: 1000,
+            max_timestamp: 2000,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            count,
+        }
+    }
+
+    /// As small numbers stand in records.
+    fn zigzag(value: i8) -> u8 {
+        ((value << 1) ^ (value >> 7)) as u8
+    }
+
+    fn sample() -> Vec<u8> {
+        // Attributes, 5 ms later, offset 1, key "k", no value, one header "h" without value.
+        let body =
+            [0, zigzag(5), zigzag(1), zigzag(1), b'k', zigzag(-1), zigzag(1), zigzag(1), b'h', zigzag(-1)];
+        let mut bytes = vec![zigzag(body.len() as i8)];
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn a_record_is_read_with_its_headers() {
+        let bytes = sample();
+        let mut one = header(2);
+        one.count = 1;
+        let mut records = Records::new(&one, &bytes);
+        let record = records.next().unwrap().unwrap();
+        assert_eq!((record.offset, record.timestamp), (101, 1005));
+        assert_eq!((record.key, record.value), (Some(&b"k"[..]), None));
+        assert_eq!(record.headers().collect::<Vec<_>>(), [(&b"h"[..], None)]);
+        assert_eq!(record.bytes, bytes);
+        assert_eq!(records.next(), None);
+        let more = [bytes.as_slice(), &[0]].concat();
+        let mut records = Records::new(&one, &more);
+        assert!(records.next().unwrap().is_ok());
+        assert_eq!(records.next(), Some(Err(RecordFault::Trailing(1))));
+        assert_eq!(records.next(), None);
+        let outside = Records::new(&header(1), &bytes).next().unwrap();
+        assert!(matches!(outside, Err(RecordFault::Record { index: 0, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), count in -1i32..100) {
+            let mut outcomes: Vec<_> = Records::new(&header(count), &bytes).collect();
+            let last = outcomes.pop();
+            prop_assert!(outcomes.iter().all(Result::is_ok));
+            prop_assert!(last.is_none() || outcomes.len() <= count.max(0) as usize);
+        }
+    }
+}
