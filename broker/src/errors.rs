@@ -35,7 +35,8 @@ pub fn kafka(error: &Error) -> ResponseError {
         Error::InvalidTimestamp { .. } => ResponseError::InvalidTimestamp,
         Error::OutOfOrderSequence { .. } => ResponseError::OutOfOrderSequenceNumber,
         Error::FencedProducer { .. } => ResponseError::InvalidProducerEpoch,
-        Error::TransactionsUnsupported { .. } => ResponseError::InvalidTxnState,
+        Error::InTransaction { .. } => ResponseError::InvalidTxnState,
+        Error::FencedCoordinator { .. } => ResponseError::TransactionCoordinatorFenced,
         Error::OffsetOutOfRange { .. } => ResponseError::OffsetOutOfRange,
         Error::NotALogStore { .. }
         | Error::DamagedHeader { .. }

@@ -9,12 +9,14 @@
 //! ```
 //!
 //! The CRC covers 21..end, so base offset and leader epoch are stamped without touching it; the timestamp of
-//! `LogAppendTime` is not, and costs a second pass. Records themselves are opaque: never decoded.
+//! `LogAppendTime` is not, and costs a second pass. Users' records are opaque: never decoded. Only the control batches
+//! that end transactions are written and read here, one record each (Kafka's `EndTransactionMarker`): key i16 version 0,
+//! i16 type (0 abort, 1 commit); value i16 version 0, i32 coordinator epoch.
 //!
 //! Invariant: a [`Header`] was parsed from at least [`HEADER`] bytes, and its `size` is between [`HEADER`] and
 //! [`MAX_BATCH`]; nothing else about it is promised until [`check`] passed.
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 /// Bytes of a batch header.
 pub const HEADER: usize = 61;
@@ -216,11 +218,103 @@ impl Header {
         self.producer_id >= 0
     }
 
-    /// Sequence number of the last record; sequence numbers wrap from `i32::MAX` to 0.
+    /// Sequence number of the last record; sequence numbers wrap from `i32::MAX` to 0. −1 in a batch without any.
     #[must_use]
     pub fn last_sequence(&self) -> i32 {
+        if self.base_sequence < 0 {
+            return -1;
+        }
         add_sequence(self.base_sequence, self.last_offset_delta)
     }
+}
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its records never happened.
+    Abort,
+    /// Its records count.
+    Commit,
+}
+
+/// What the control batch at the end of a transaction says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marker {
+    /// How the transaction ends.
+    pub outcome: Outcome,
+    /// Epoch of the transaction coordinator that decided.
+    pub coordinator_epoch: i32,
+}
+
+/// Bytes of a [`Marker`]'s record after its length: attributes, two deltas, key, value, no headers.
+const MARKER_RECORD: i8 = 16;
+
+impl Marker {
+    /// The control batch of one record that says it, still without base offset and leader epoch.
+    #[must_use]
+    pub fn batch(self, producer_id: i64, producer_epoch: i16, now: i64) -> BytesMut {
+        let mut bytes = BytesMut::with_capacity(HEADER + 1 + MARKER_RECORD as usize);
+        bytes.put_i64(0);
+        bytes.put_i32((HEADER - FRAME) as i32 + 1 + i32::from(MARKER_RECORD));
+        bytes.put_i32(0);
+        bytes.put_i8(2);
+        bytes.put_u32(0);
+        bytes.put_i16(TRANSACTIONAL | CONTROL);
+        bytes.put_i32(0);
+        bytes.put_i64(now);
+        bytes.put_i64(now);
+        bytes.put_i64(producer_id);
+        bytes.put_i16(producer_epoch);
+        bytes.put_i32(-1);
+        bytes.put_i32(1);
+        // Lengths are zigzag varints: small ones are one byte of twice their value.
+        bytes.put_i8(2 * MARKER_RECORD);
+        bytes.put_slice(&[0, 0, 0]);
+        bytes.put_i8(2 * 4);
+        bytes.put_i16(0);
+        bytes.put_i16(i16::from(self.outcome == Outcome::Commit));
+        bytes.put_i8(2 * 6);
+        bytes.put_i16(0);
+        bytes.put_i32(self.coordinator_epoch);
+        bytes.put_i8(0);
+        restamp_crc(&mut bytes);
+        bytes
+    }
+
+    /// Reads it from a whole, sound batch; `None` for one that ends no transaction: records of users, control batches of
+    /// other kinds, and those that compaction has emptied.
+    #[must_use]
+    pub fn read(header: &Header, batch: &[u8]) -> Option<Self> {
+        if !header.is_control() || header.count < 1 || header.attributes & COMPRESSION != 0 {
+            return None;
+        }
+        let mut rest = batch.get(HEADER..)?;
+        let length = usize::try_from(varint(&mut rest)?).ok()?;
+        let mut record = rest.get(..length)?.get(1..)?;
+        let _deltas = (varint(&mut record)?, varint(&mut record)?);
+        let key = taken(&mut record)?;
+        let value = taken(&mut record)?;
+        if key.len() < 4 || value.len() < 6 {
+            return None;
+        }
+        // Later versions keep the first fields.
+        let (version, kind) = (i16::from_be_bytes([key[0], key[1]]), i16::from_be_bytes([key[2], key[3]]));
+        let outcome = match kind {
+            0 => Outcome::Abort,
+            1 => Outcome::Commit,
+            _ => return None,
+        };
+        let coordinator_epoch = i32::from_be_bytes([value[2], value[3], value[4], value[5]]);
+        (version >= 0 && value[0] < 0x80).then_some(Self { outcome, coordinator_epoch })
+    }
+}
+
+/// Bytes with a varint of their length before them.
+fn taken<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(varint(bytes)?).ok()?;
+    let found = bytes.get(..length)?;
+    *bytes = &bytes[length..];
+    Some(found)
 }
 
 /// Sequence number `by` steps after `sequence`, with Kafka's wrap from `i32::MAX` to 0.
@@ -251,8 +345,17 @@ pub fn check_sums(header: &Header, computed: u32) -> Result<(), BatchFault> {
     Ok(())
 }
 
-/// The further checks on a batch that comes from a producer, on top of [`check`].
-pub fn check_produced(header: &Header) -> Result<(), BatchFault> {
+/// Who sends a batch, and so what is asked of it (Kafka's `AppendOrigin`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A producer.
+    Client,
+    /// A coordinator of the broker's own: it may leave sequence numbers out (−1), and they are not judged.
+    Coordinator,
+}
+
+/// The further checks on a batch that is to be appended, on top of [`check`].
+pub fn check_produced(header: &Header, origin: Origin) -> Result<(), BatchFault> {
     let Header { count, last_offset_delta, attributes, .. } = *header;
     if count < 1 || i64::from(count) != i64::from(last_offset_delta) + 1 {
         return Err(BatchFault::Count { count, last_offset_delta });
@@ -262,7 +365,8 @@ pub fn check_produced(header: &Header) -> Result<(), BatchFault> {
         return Err(BatchFault::Attributes { attributes });
     }
     let (producer_id, epoch, sequence) = (header.producer_id, header.producer_epoch, header.base_sequence);
-    let together = if producer_id >= 0 { epoch >= 0 && sequence >= 0 } else { true };
+    let sequenced = sequence >= 0 || (origin == Origin::Coordinator && sequence == -1);
+    let together = producer_id < 0 || (epoch >= 0 && sequenced);
     if !together || (producer_id < 0 && header.is_transactional()) {
         return Err(BatchFault::Producer { producer_id, epoch, sequence });
     }
@@ -332,4 +436,49 @@ pub(crate) fn varint(bytes: &mut &[u8]) -> Option<i64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_are_kafkas_bytes() {
+        let marker = Marker { outcome: Outcome::Commit, coordinator_epoch: 0x0102_0304 };
+        let mut bytes = marker.batch(0x55, 7, 1_000);
+        stamp(&mut bytes, 42, 3);
+        // A record as `MemoryRecords.withEndTransactionMarker` of Kafka 4.3 writes it.
+        let record = [32, 0, 0, 0, 8, 0, 0, 0, 1, 12, 0, 0, 1, 2, 3, 4, 0];
+        assert_eq!(bytes[HEADER..], record);
+        let header = Header::parse(&bytes).unwrap();
+        check(&header, &bytes).unwrap();
+        assert!(header.is_control() && header.is_transactional());
+        assert_eq!((header.base_offset, header.last_offset(), header.leader_epoch), (42, 42, 3));
+        assert_eq!((header.producer_id, header.producer_epoch, header.base_sequence), (0x55, 7, -1));
+        assert_eq!((header.base_timestamp, header.max_timestamp, header.count), (1_000, 1_000, 1));
+        assert_eq!(Marker::read(&header, &bytes), Some(marker));
+        let refused = check_produced(&header, Origin::Client);
+        assert_eq!(refused, Err(BatchFault::Attributes { attributes: 0x30 }), "no client writes markers");
+        let abort = Marker { outcome: Outcome::Abort, ..marker };
+        assert_eq!(Marker::read(&header, &abort.batch(0x55, 7, 0)), Some(abort));
+    }
+
+    #[test]
+    fn a_marker_cut_or_changed_anywhere_is_read_without_a_panic() {
+        let bytes = Marker { outcome: Outcome::Abort, coordinator_epoch: 1 }.batch(1, 0, 0);
+        let header = Header::parse(&bytes).unwrap();
+        for end in 0..bytes.len() {
+            let cut = Marker::read(&header, &bytes[..end]);
+            assert!(cut.is_none(), "{end}");
+        }
+        for at in HEADER..bytes.len() {
+            for value in 0..=255 {
+                let mut bad = bytes.to_vec();
+                bad[at] = value;
+                let _any = Marker::read(&header, &bad);
+            }
+        }
+        let plain = Header { attributes: 0x10, ..header };
+        assert_eq!(Marker::read(&plain, &bytes), None, "what users write is never taken for a marker");
+    }
 }

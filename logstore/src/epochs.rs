@@ -33,11 +33,15 @@ impl Epochs {
         }
     }
 
-    /// The largest known epoch up to `epoch`, and the offset at which it ended (KIP-101, KIP-279).
+    /// The largest known epoch up to `epoch`, and the offset at which it ended (KIP-101, KIP-279). An epoch before the
+    /// first is answered with where the first began; one that is negative or has not begun, with `None`.
     #[must_use]
     pub fn end_offset(&self, epoch: i32, log_end: i64) -> Option<(i32, i64)> {
+        if epoch < 0 || self.0.last().is_none_or(|&(last, _)| epoch > last) {
+            return None;
+        }
         let after = self.0.partition_point(|&(known, _)| known <= epoch);
-        let (found, _) = *self.0.get(after.checked_sub(1)?)?;
+        let found = after.checked_sub(1).map_or(epoch, |at| self.0[at].0);
         Some((found, self.0.get(after).map_or(log_end, |&(_, start)| start)))
     }
 
@@ -69,9 +73,12 @@ mod tests {
         assert_eq!(epochs.end_offset(0, 400), Some((0, 100)));
         assert_eq!(epochs.end_offset(1, 400), Some((0, 100)));
         assert_eq!(epochs.end_offset(4, 400), Some((2, 300)));
-        assert_eq!(epochs.end_offset(9, 400), Some((5, 400)));
+        assert_eq!(epochs.end_offset(5, 400), Some((5, 400)));
+        assert_eq!(epochs.end_offset(9, 400), None, "it has not begun");
         assert_eq!(epochs.end_offset(-1, 400), None);
+        assert_eq!(Epochs::default().end_offset(0, 0), None);
         epochs.trim_start(120);
+        assert_eq!(epochs.end_offset(1, 400), Some((1, 120)), "what it wrote is gone");
         assert_eq!(epochs.checkpoint(), "0\n2\n2 120\n5 300\n");
     }
 }

@@ -229,13 +229,37 @@ pub enum Error {
         /// The newest known epoch.
         current: i16,
     },
-    /// Transactional and control batches, which this version does not keep state for.
-    #[error("{topic}-{partition}: transactional batches are not supported")]
-    TransactionsUnsupported {
+    /// A batch outside its producer's transaction, which is open.
+    #[error(
+        "{topic}-{partition}: producer {producer_id} has a transaction open since offset {first_offset} and sent a \
+         batch that is not part of it"
+    )]
+    InTransaction {
         /// Topic.
         topic: Arc<str>,
         /// Partition number.
         partition: i32,
+        /// Producer.
+        producer_id: i64,
+        /// Where its transaction begins.
+        first_offset: i64,
+    },
+    /// A marker from a transaction coordinator that a newer one has replaced.
+    #[error(
+        "{topic}-{partition}: a marker for producer {producer_id} was refused: coordinator epoch {found} is older \
+         than {current}"
+    )]
+    FencedCoordinator {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition number.
+        partition: i32,
+        /// Producer.
+        producer_id: i64,
+        /// The coordinator epoch that came.
+        found: i32,
+        /// The newest known one.
+        current: i32,
     },
     /// A read outside what the log holds.
     #[error("{topic}-{partition}: offset {offset} is outside the log, {log_start}..={log_end}")]

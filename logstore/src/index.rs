@@ -114,6 +114,14 @@ impl Index {
         after.checked_sub(1).map_or(0, |at| u64::from(self.offsets[at].position))
     }
 
+    /// The first known batch at or after `position`, as (its position, its last offset).
+    #[must_use]
+    pub fn ceiling(&self, position: u64) -> Option<(u64, i64)> {
+        let before = self.offsets.partition_point(|entry| u64::from(entry.position) < position);
+        let entry = self.offsets.get(before)?;
+        Some((u64::from(entry.position), self.base + i64::from(entry.relative)))
+    }
+
     /// Position from which a scan for the first record with a timestamp of at least `timestamp` starts.
     #[must_use]
     pub fn floor_time(&self, timestamp: i64) -> u64 {

@@ -9,13 +9,16 @@
 //!
 //! - [`error`]: what can go wrong, a variant a cause; `health`: whether anything may still be promised.
 //! - [`config`]: topic configuration, with Kafka's names and defaults.
-//! - [`batch`], [`records`], [`compression`], [`index`], [`producers`], `epochs`: bytes and rules of the formats; pure.
+//! - [`batch`], [`records`], [`compression`], [`index`], [`producers`], [`transactions`], `epochs`: bytes and rules of the
+//!   formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
-//! - `segment`: bytes, end and index of one segment; `commit`: one flush for all partitions.
+//! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
+//!   partitions.
 //! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
 //! - [`store`]: topics, and the life of the whole; `tasks`, `graveyard`, `context`: what partitions share.
 
+mod aborted;
 pub mod batch;
 mod catalog;
 mod commit;
@@ -35,9 +38,12 @@ pub mod records;
 mod segment;
 pub mod store;
 mod tasks;
+pub mod transactions;
 mod volume;
 
+pub use batch::{Origin, Outcome};
 pub use config::TopicConfig;
 pub use error::{Error, Result};
-pub use partition::{Appended, Commit, Offsets, Partition, ReadLimit, Slice};
+pub use partition::{Appended, Commit, Offsets, Partition, ReadLimit, Slice, Visible};
+pub use producers::ProducerState;
 pub use store::{Home, Store, StoreOptions, Topic};

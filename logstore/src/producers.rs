@@ -1,19 +1,21 @@
-//! Idempotent producers of a partition (KIP-98): the last batches of each, so that a repeated one is answered and
-//! not appended again, and a gap is refused. Pure.
+//! Producers of a partition (KIP-98): the last batches of each, so that a repeated one is answered and not appended
+//! again, and a gap is refused; and the transaction that each has open. Pure.
 //!
-//! Per producer id: its epoch and its last five batches, as many as a client may have in flight. A producer that is
-//! not known may start at any sequence number: its history may have expired or been deleted with its records.
-//! Sequence numbers wrap from `i32::MAX` to 0.
+//! Per producer id: its epoch, its last five batches, as many as a client may have in flight, the first offset of its
+//! open transaction, and the epoch of the coordinator that ended the one before. A producer that is not known may start
+//! at any sequence number: its history may have expired or been deleted with its records. Sequence numbers wrap from
+//! `i32::MAX` to 0. A marker with a newer producer epoch fences the older one, and sequences start over: the producer is
+//! then known without any batch.
 //!
 //! Snapshot, as Kafka's `ProducerStateManager` writes `.snapshot` files, big-endian: i16 version = 1 · u32 CRC-32C of
 //! what follows · i32 count · per producer: i64 id, i16 epoch, i32 last sequence, i64 last offset, i32 offset delta of
-//! the last batch, i64 timestamp, i32 coordinator epoch, i64 first offset of the open transaction (−1). It keeps one
-//! batch of each producer; the other four come back when recovery scans what follows the snapshot.
+//! the last batch, i64 timestamp, i32 coordinator epoch (−1: none), i64 first offset of the open transaction (−1: none).
+//! One without batches has −1, −1 and 0. It keeps one batch of each producer; the other four come back when recovery
+//! scans what follows the snapshot.
 //!
-//! Transactions have their place here: open ones per producer, and the aborted ones of a segment. Until then a
-//! transactional batch is refused before it gets here.
+//! Invariant: `open` has exactly the transactions of the producers that have one, by first offset.
 
-use crate::batch::{Header, add_sequence};
+use crate::batch::{Header, Marker, Origin, Outcome, add_sequence};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -29,37 +31,114 @@ const CRC_END: usize = 6;
 /// A batch that a producer appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sent {
+    /// −1 in a coordinator's batch.
     last_sequence: i32,
     last_offset: i64,
     offset_delta: i32,
-    timestamp: i64,
 }
 
 impl Sent {
-    fn first_sequence(&self) -> i32 {
-        add_sequence(self.last_sequence, -self.offset_delta)
+    fn base_offset(&self) -> i64 {
+        self.last_offset - i64::from(self.offset_delta)
+    }
+
+    /// Whether `header` is this batch once more.
+    fn is(&self, header: &Header) -> bool {
+        self.last_sequence >= 0
+            && self.last_sequence == header.last_sequence()
+            && add_sequence(self.last_sequence, -self.offset_delta) == header.base_sequence
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Producer {
     epoch: i16,
-    /// Oldest first, never empty, at most [`REMEMBERED`].
+    /// −1: no marker was written.
+    coordinator_epoch: i32,
+    /// When it was last heard of, in milliseconds.
+    timestamp: i64,
+    /// First offset of its open transaction.
+    open: Option<i64>,
+    /// Oldest first, at most [`REMEMBERED`], all of this epoch.
     sent: VecDeque<Sent>,
 }
 
-/// What the sequence numbers say about a batch.
+impl Producer {
+    fn new(epoch: i16) -> Self {
+        Self { epoch, coordinator_epoch: -1, timestamp: -1, open: None, sent: VecDeque::new() }
+    }
+
+    /// The sequence number that follows; a producer without batches starts at 0.
+    fn expected(&self) -> i32 {
+        self.sent.back().map_or(0, |sent| add_sequence(sent.last_sequence, 1))
+    }
+
+    fn judge(&self, header: &Header, origin: Origin) -> Result<Verdict, Refusal> {
+        let (epoch, sequence) = (header.producer_epoch, header.base_sequence);
+        if origin == Origin::Client
+            && epoch == self.epoch
+            && let Some(sent) = self.sent.iter().find(|sent| sent.is(header))
+        {
+            return Ok(Verdict::Duplicate { base_offset: sent.base_offset(), last_offset: sent.last_offset });
+        }
+        if epoch < self.epoch {
+            return Err(Refusal::Fenced { current: self.epoch });
+        }
+        // A new epoch starts over.
+        let expected = if epoch > self.epoch { 0 } else { self.expected() };
+        if origin == Origin::Client && sequence != expected {
+            return Err(Refusal::OutOfOrder { expected });
+        }
+        match self.open {
+            Some(first_offset) if !header.is_transactional() => Err(Refusal::InTransaction { first_offset }),
+            _ => Ok(Verdict::Next),
+        }
+    }
+
+    fn enter(&mut self, epoch: i16, now: i64) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.sent.clear();
+        }
+        self.timestamp = now;
+    }
+
+    /// Takes note of a batch; whether it opens a transaction.
+    fn sent(&mut self, header: &Header, now: i64) -> bool {
+        self.enter(header.producer_epoch, now);
+        if self.sent.len() == REMEMBERED {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(Sent {
+            last_sequence: header.last_sequence(),
+            last_offset: header.last_offset(),
+            offset_delta: header.last_offset_delta,
+        });
+        let opens = header.is_transactional() && self.open.is_none();
+        if opens {
+            self.open = Some(header.base_offset);
+        }
+        opens
+    }
+}
+
+/// What is to be done with a request's batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is the next one.
+    /// They come next: append them.
     Next,
-    /// It was appended before, at these offsets.
+    /// They were appended before, at these offsets.
     Duplicate {
-        /// Offset of its first record.
+        /// Offset of the first record.
         base_offset: i64,
-        /// Offset of its last record.
+        /// Offset of the last record.
         last_offset: i64,
     },
+}
+
+/// Why a batch or a marker must not be appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
     /// It leaves a gap, or steps back further than is remembered.
     OutOfOrder {
         /// The sequence number that would be the next.
@@ -70,6 +149,50 @@ pub enum Verdict {
         /// The newest epoch.
         current: i16,
     },
+    /// It is not transactional, and its producer has a transaction open.
+    InTransaction {
+        /// Where that begins.
+        first_offset: i64,
+    },
+    /// A newer coordinator has ended a transaction of this producer.
+    FencedCoordinator {
+        /// The newest coordinator epoch.
+        current: i32,
+    },
+}
+
+/// A transaction that a marker has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose.
+    pub producer_id: i64,
+    /// Offset of its first record.
+    pub first_offset: i64,
+    /// Offset of its marker.
+    pub last_offset: i64,
+    /// Everything below is decided now.
+    pub last_stable: i64,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What is known of a producer, for those who ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerState {
+    /// Its id.
+    pub id: i64,
+    /// Its newest epoch.
+    pub epoch: i16,
+    /// Last sequence number; −1 for none.
+    pub last_sequence: i32,
+    /// Offset of its last record; −1 for none.
+    pub last_offset: i64,
+    /// When it was last heard of, in milliseconds since the epoch.
+    pub last_timestamp: i64,
+    /// Epoch of the coordinator that wrote its last marker; −1 for none.
+    pub coordinator_epoch: i32,
+    /// First offset of its open transaction.
+    pub open_from: Option<i64>,
 }
 
 /// Why snapshot bytes are not used.
@@ -87,111 +210,186 @@ pub enum SnapshotFault {
     /// A field that no snapshot has.
     #[error("it holds a producer with impossible fields")]
     Field,
+    /// Offsets at or behind the end of the log it is of.
+    #[error("it speaks of offsets that its log does not have")]
+    Offset,
+    /// It says that a transaction is open, and the log does not.
+    #[error(
+        "it says that producer {producer_id} opened a transaction at {offset}, where the log has no such batch"
+    )]
+    Transaction {
+        /// The producer.
+        producer_id: i64,
+        /// The claimed first offset.
+        offset: i64,
+    },
+    /// It knows of another oldest open transaction than the catalog.
+    #[error("its oldest open transaction is not the one that was noted at the stop")]
+    Unstable,
 }
 
 /// All producers of a partition. Empty, it takes no memory beyond itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Producers(BTreeMap<i64, Producer>);
+pub struct Producers {
+    known: BTreeMap<i64, Producer>,
+    /// First offset of each open transaction, and whose it is.
+    open: BTreeMap<i64, i64>,
+}
 
 impl Producers {
-    /// Judges a batch; changes nothing. `before` are earlier batches of the same request, already judged `Next`.
-    #[must_use]
-    pub fn judge(&self, header: &Header, before: &[Header]) -> Verdict {
+    /// Judges the batches of one request, in order; changes nothing. The error has the place of the batch that is
+    /// refused.
+    pub fn judge(&self, headers: &[Header], origin: Origin) -> Result<Verdict, (usize, Refusal)> {
+        let mut earlier: BTreeMap<i64, Producer> = BTreeMap::new();
+        let (mut first, mut repeated, mut fresh) = (None, None, false);
+        for (at, header) in headers.iter().enumerate() {
+            let (id, mut verdict) = (header.producer_id, Verdict::Next);
+            if header.is_idempotent() {
+                let known = earlier.get(&id).or_else(|| self.known.get(&id));
+                verdict =
+                    known.map_or(Ok(verdict), |known| known.judge(header, origin)).map_err(|r| (at, r))?;
+            }
+            match verdict {
+                Verdict::Next => {
+                    fresh = true;
+                    if header.is_idempotent() && headers.len() > 1 {
+                        let known = || self.known.get(&id).cloned();
+                        let known = || known().unwrap_or_else(|| Producer::new(header.producer_epoch));
+                        earlier.entry(id).or_insert_with(known).sent(header, 0);
+                    }
+                }
+                Verdict::Duplicate { base_offset, last_offset } => {
+                    first.get_or_insert((at, base_offset));
+                    repeated = Some(last_offset);
+                }
+            }
+        }
+        match (first, repeated) {
+            // What is new in the request must not be answered as if it had been appended.
+            (Some((at, _)), _) if fresh => {
+                let expected = self.known.get(&headers[at].producer_id).map_or(0, Producer::expected);
+                Err((at, Refusal::OutOfOrder { expected }))
+            }
+            (Some((_, base_offset)), Some(last_offset)) => {
+                Ok(Verdict::Duplicate { base_offset, last_offset })
+            }
+            _ => Ok(Verdict::Next),
+        }
+    }
+
+    /// Judges a marker that a coordinator wants to write.
+    pub fn judge_marker(&self, id: i64, epoch: i16, marker: Marker) -> Result<(), Refusal> {
+        let Some(producer) = self.known.get(&id) else { return Ok(()) };
+        if epoch < producer.epoch {
+            return Err(Refusal::Fenced { current: producer.epoch });
+        }
+        if marker.coordinator_epoch < producer.coordinator_epoch {
+            return Err(Refusal::FencedCoordinator { current: producer.coordinator_epoch });
+        }
+        Ok(())
+    }
+
+    /// Takes note of a batch that is in the log. `header` has its final base offset; `marker` is what it says if it is
+    /// a control batch. `now`, in milliseconds, is when: the records' own timestamps may be years old, and must not make
+    /// a producer that is at work expire. Returns the transaction that it ends.
+    pub fn note(&mut self, header: &Header, marker: Option<Marker>, now: i64) -> Option<Ended> {
         if !header.is_idempotent() {
-            return Verdict::Next;
+            return None;
         }
-        let sequence = header.base_sequence;
-        let earlier = before.iter().rev().find(|earlier| earlier.producer_id == header.producer_id);
-        if let Some(earlier) = earlier.filter(|earlier| earlier.producer_epoch == header.producer_epoch) {
-            let expected = add_sequence(earlier.last_sequence(), 1);
-            return if sequence == expected { Verdict::Next } else { Verdict::OutOfOrder { expected } };
+        let (producer_id, epoch) = (header.producer_id, header.producer_epoch);
+        if !header.is_control() {
+            let producer = self.known.entry(producer_id).or_insert_with(|| Producer::new(epoch));
+            if producer.sent(header, now) {
+                self.open.insert(header.base_offset, producer_id);
+            }
+            return None;
         }
-        let Some(producer) = self.0.get(&header.producer_id) else { return Verdict::Next };
-        if header.producer_epoch < producer.epoch {
-            return Verdict::Fenced { current: producer.epoch };
-        }
-        if header.producer_epoch > producer.epoch {
-            // A new epoch starts over.
-            return if sequence == 0 { Verdict::Next } else { Verdict::OutOfOrder { expected: 0 } };
-        }
-        let same =
-            |sent: &&Sent| sent.first_sequence() == sequence && sent.last_sequence == header.last_sequence();
-        if let Some(sent) = producer.sent.iter().find(same) {
-            let base_offset = sent.last_offset - i64::from(sent.offset_delta);
-            return Verdict::Duplicate { base_offset, last_offset: sent.last_offset };
-        }
-        let expected = producer.sent.back().map_or(0, |sent| add_sequence(sent.last_sequence, 1));
-        if sequence == expected { Verdict::Next } else { Verdict::OutOfOrder { expected } }
+        // A control batch that compaction has emptied says nothing any more.
+        let marker = marker?;
+        let producer = self.known.entry(producer_id).or_insert_with(|| Producer::new(epoch));
+        producer.enter(epoch, now);
+        producer.coordinator_epoch = marker.coordinator_epoch;
+        // Only a transaction with records matters to anybody.
+        let first_offset = producer.open.take()?;
+        self.open.remove(&first_offset);
+        let (last_offset, outcome) = (header.last_offset(), marker.outcome);
+        let last_stable = self.first_open().unwrap_or(last_offset + 1);
+        Some(Ended { producer_id, first_offset, last_offset, last_stable, outcome })
     }
 
-    /// Takes note of a batch that is in the log. `header` has its final base offset. `now`, in milliseconds, is when:
-    /// the records' own timestamps may be years old, and must not make a producer that is at work expire.
-    pub fn note(&mut self, header: &Header, now: i64) {
-        if !header.is_idempotent() || header.is_control() {
-            return;
-        }
-        let sent = Sent {
-            last_sequence: header.last_sequence(),
-            last_offset: header.last_offset(),
-            offset_delta: header.last_offset_delta,
-            timestamp: now,
+    /// First offset of the oldest open transaction.
+    #[must_use]
+    pub fn first_open(&self) -> Option<i64> {
+        self.open.first_key_value().map(|(&first, _)| first)
+    }
+
+    /// The open transactions, as (first offset, producer id), the oldest first.
+    pub fn open(&self) -> impl Iterator<Item = (i64, i64)> + '_ {
+        self.open.iter().map(|(&first, &id)| (first, id))
+    }
+
+    /// Everything known of every producer, by id.
+    #[must_use]
+    pub fn states(&self) -> Vec<ProducerState> {
+        let state = |(&id, producer): (&i64, &Producer)| {
+            let last = producer.sent.back();
+            ProducerState {
+                id,
+                epoch: producer.epoch,
+                last_sequence: last.map_or(-1, |sent| sent.last_sequence),
+                last_offset: last.map_or(-1, |sent| sent.last_offset),
+                last_timestamp: producer.timestamp,
+                coordinator_epoch: producer.coordinator_epoch,
+                open_from: producer.open,
+            }
         };
-        let producer = self
-            .0
-            .entry(header.producer_id)
-            .or_insert_with(|| Producer { epoch: header.producer_epoch, sent: VecDeque::with_capacity(1) });
-        if producer.epoch != header.producer_epoch {
-            producer.epoch = header.producer_epoch;
-            producer.sent.clear();
-        }
-        if producer.sent.len() == REMEMBERED {
-            producer.sent.pop_front();
-        }
-        producer.sent.push_back(sent);
+        self.known.iter().map(state).collect()
     }
 
-    /// Forgets producers whose last batch came before `oldest`, in milliseconds since the epoch.
+    /// Forgets producers that were last heard of at or before `oldest`, in milliseconds since the epoch; never one with
+    /// an open transaction.
     pub fn expire(&mut self, oldest: i64) {
-        self.0.retain(|_, producer| producer.sent.back().is_some_and(|sent| sent.timestamp >= oldest));
+        self.known.retain(|_, producer| producer.open.is_some() || producer.timestamp > oldest);
     }
 
     /// How many are known.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.known.len()
     }
 
     /// Whether none is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.known.is_empty()
     }
 
     /// The bytes of a snapshot.
     #[must_use]
     pub fn snapshot(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(CRC_END + 4 + self.0.len() * ENTRY);
+        let mut bytes = BytesMut::with_capacity(CRC_END + 4 + self.known.len() * ENTRY);
         bytes.put_i16(VERSION);
         bytes.put_u32(0);
-        bytes.put_i32(self.0.len() as i32);
-        for (&id, producer) in &self.0 {
-            let Some(last) = producer.sent.back() else { continue };
+        bytes.put_i32(self.known.len() as i32);
+        for (&id, producer) in &self.known {
+            let none = Sent { last_sequence: -1, last_offset: -1, offset_delta: 0 };
+            let last = producer.sent.back().copied().unwrap_or(none);
             bytes.put_i64(id);
             bytes.put_i16(producer.epoch);
             bytes.put_i32(last.last_sequence);
             bytes.put_i64(last.last_offset);
             bytes.put_i32(last.offset_delta);
-            bytes.put_i64(last.timestamp);
-            bytes.put_i32(-1); // coordinator epoch: no transaction marker was written
-            bytes.put_i64(-1); // no open transaction
+            bytes.put_i64(producer.timestamp);
+            bytes.put_i32(producer.coordinator_epoch);
+            bytes.put_i64(producer.open.unwrap_or(-1));
         }
         let crc = crc32c::crc32c(&bytes[CRC_END..]);
         bytes[2..CRC_END].copy_from_slice(&crc.to_be_bytes());
         bytes.freeze()
     }
 
-    /// Reads a snapshot, checking every field.
-    pub fn read_snapshot(mut bytes: &[u8]) -> Result<Self, SnapshotFault> {
+    /// Reads the snapshot of a log that ends at `end`, checking every field.
+    pub fn read_snapshot(mut bytes: &[u8], end: i64) -> Result<Self, SnapshotFault> {
         if bytes.len() < CRC_END + 4 {
             return Err(SnapshotFault::Length);
         }
@@ -209,120 +407,40 @@ impl Producers {
         }
         let mut producers = Self::default();
         for _ in 0..count {
-            let (id, epoch) = (bytes.get_i64(), bytes.get_i16());
-            let sent = Sent {
-                last_sequence: bytes.get_i32(),
-                last_offset: bytes.get_i64(),
-                offset_delta: bytes.get_i32(),
-                timestamp: bytes.get_i64(),
-            };
-            bytes.advance(4 + 8);
-            if id < 0 || epoch < 0 || sent.offset_delta < 0 || sent.last_offset < i64::from(sent.offset_delta)
-            {
-                return Err(SnapshotFault::Field);
+            let (id, producer) = read_producer(&mut bytes)?;
+            let last = producer.sent.back().map_or(-1, |sent| sent.last_offset);
+            if last >= end {
+                return Err(SnapshotFault::Offset);
             }
-            // Kafka keeps a producer without data as sequence −1; it says nothing that unknown does not.
-            if sent.last_sequence >= 0 {
-                producers.0.insert(id, Producer { epoch, sent: VecDeque::from([sent]) });
+            let twice = producer.open.and_then(|first| producers.open.insert(first, id));
+            if twice.is_some() || producers.known.insert(id, producer).is_some() {
+                return Err(SnapshotFault::Field);
             }
         }
         Ok(producers)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn batch(id: i64, epoch: i16, sequence: i32, records: i32, offset: i64) -> Header {
-        Header {
-            base_offset: offset,
-            size: 100,
-            leader_epoch: 0,
-            crc: 0,
-            attributes: 0,
-            last_offset_delta: records - 1,
-            base_timestamp: offset,
-            max_timestamp: offset,
-            producer_id: id,
-            producer_epoch: epoch,
-            base_sequence: sequence,
-            count: records,
-        }
+/// One producer of a snapshot; `bytes` are [`ENTRY`] or more.
+fn read_producer(bytes: &mut &[u8]) -> Result<(i64, Producer), SnapshotFault> {
+    let (id, epoch) = (bytes.get_i64(), bytes.get_i16());
+    let (last_sequence, last_offset) = (bytes.get_i32(), bytes.get_i64());
+    let (offset_delta, timestamp) = (bytes.get_i32(), bytes.get_i64());
+    let (coordinator_epoch, open) = (bytes.get_i32(), bytes.get_i64());
+    let sent = Sent { last_sequence, last_offset, offset_delta };
+    let has_batch = last_offset >= 0;
+    let batch = if has_batch {
+        last_sequence >= -1 && (0..=last_offset).contains(&i64::from(offset_delta))
+    } else {
+        (last_sequence, last_offset, offset_delta) == (-1, -1, 0)
+    };
+    // A transaction has a batch, and is open no later than its last.
+    if id < 0 || epoch < 0 || !batch || coordinator_epoch < -1 || !(-1..=last_offset).contains(&open) {
+        return Err(SnapshotFault::Field);
     }
-
-    #[test]
-    fn sequences_duplicates_gaps_and_epochs() {
-        let mut producers = Producers::default();
-        let judge = |producers: &Producers, header| producers.judge(&header, &[]);
-        assert_eq!(judge(&producers, batch(7, 0, 42, 3, 0)), Verdict::Next, "unknown: any start");
-        for at in 0..6 {
-            let next = batch(7, 0, at * 10, 10, i64::from(at) * 10);
-            assert_eq!(judge(&producers, next), Verdict::Next);
-            producers.note(&next, 0);
-        }
-        assert_eq!(
-            judge(&producers, batch(7, 0, 50, 10, 0)),
-            Verdict::Duplicate { base_offset: 50, last_offset: 59 }
-        );
-        assert_eq!(
-            judge(&producers, batch(7, 0, 10, 10, 0)),
-            Verdict::Duplicate { base_offset: 10, last_offset: 19 }
-        );
-        let expected = 60;
-        assert_eq!(judge(&producers, batch(7, 0, 0, 10, 0)), Verdict::OutOfOrder { expected }, "a sixth");
-        assert_eq!(judge(&producers, batch(7, 0, 70, 10, 0)), Verdict::OutOfOrder { expected });
-        assert_eq!(judge(&producers, batch(7, 0, 50, 5, 0)), Verdict::OutOfOrder { expected });
-        assert_eq!(judge(&producers, batch(7, 1, 60, 1, 0)), Verdict::OutOfOrder { expected: 0 });
-        assert_eq!(judge(&producers, batch(7, 1, 0, 1, 0)), Verdict::Next);
-        producers.note(&batch(7, 1, 0, 1, 60), 0);
-        assert_eq!(judge(&producers, batch(7, 0, 60, 1, 0)), Verdict::Fenced { current: 1 });
-        assert_eq!(judge(&producers, batch(-1, -1, -1, 1, 0)), Verdict::Next);
-    }
-
-    #[test]
-    fn sequences_wrap() {
-        let mut producers = Producers::default();
-        let last = batch(1, 0, i32::MAX - 1, 3, 0);
-        assert_eq!(last.last_sequence(), 0);
-        producers.note(&last, 0);
-        assert_eq!(producers.judge(&batch(1, 0, 1, 1, 0), &[]), Verdict::Next);
-        assert_eq!(producers.judge(&last, &[]), Verdict::Duplicate { base_offset: 0, last_offset: 2 });
-    }
-
-    #[test]
-    fn batches_of_one_request_follow_each_other() {
-        let producers = Producers::default();
-        let first = batch(1, 0, 0, 5, 0);
-        assert_eq!(producers.judge(&batch(1, 0, 5, 1, 0), &[first]), Verdict::Next);
-        assert_eq!(producers.judge(&batch(1, 0, 6, 1, 0), &[first]), Verdict::OutOfOrder { expected: 5 });
-    }
-
-    #[test]
-    fn expiry_goes_by_the_last_batch() {
-        let mut producers = Producers::default();
-        producers.note(&batch(1, 0, 0, 1, 0), 100);
-        producers.note(&batch(2, 0, 0, 1, 0), 200);
-        producers.expire(150);
-        assert_eq!(producers.len(), 1);
-        assert_eq!(producers.judge(&batch(1, 0, 9, 1, 0), &[]), Verdict::Next);
-    }
-
-    proptest! {
-        #[test]
-        fn snapshots_round_trip_and_any_damage_is_seen(ids in prop::collection::btree_set(0i64..1000, 0..20), at in 0usize..500, bit in 0u8..8) {
-            let mut producers = Producers::default();
-            for id in ids {
-                producers.note(&batch(id, (id % 7) as i16, (id * 3) as i32, 4, id * 10), id);
-            }
-            let bytes = producers.snapshot();
-            prop_assert_eq!(Producers::read_snapshot(&bytes).unwrap(), producers);
-            let mut bad = bytes.to_vec();
-            let at = at % bad.len();
-            bad[at] ^= 1 << bit;
-            prop_assert!(Producers::read_snapshot(&bad).is_err());
-            prop_assert!(Producers::read_snapshot(&bytes[..at]).is_err());
-        }
-    }
+    let sent = if has_batch { VecDeque::from([sent]) } else { VecDeque::new() };
+    Ok((id, Producer { epoch, coordinator_epoch, timestamp, open: (open >= 0).then_some(open), sent }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,14 @@
 //!
 //! Finding an offset costs a binary search in memory and then a walk over batch headers from the index entry before
 //! it: about `index.interval.bytes` of log, read in chunks of [`CHUNK`], so one to three cached reads. The index of a
-//! closed segment is loaded when first asked for, checked, and kept in a bounded cache.
+//! closed segment is loaded when first asked for, checked, and kept in a bounded cache; so is the list of its aborted
+//! transactions, if there are any.
 //!
 //! Invariants: `end.size` is the end of a whole batch, `end.next` the offset after it; both move together, and only
 //! the appender moves them. Bytes below `end.size` never change.
 
-use crate::batch::{self, BatchFault, HEADER, Header};
+use crate::aborted::AbortedList;
+use crate::batch::{self, BatchFault, HEADER, Header, Marker};
 use crate::catalog::records::Kind;
 use crate::error::{Error, Result};
 use crate::home::{PartitionId, SegmentBytes};
@@ -49,6 +51,8 @@ pub(crate) struct Segment {
     pub(crate) bytes: Arc<dyn SegmentBytes>,
     /// It was closed in an earlier life.
     pub(crate) sealed: bool,
+    /// The aborted transactions whose markers lie in it.
+    pub(crate) aborted: AbortedList,
     end: RwLock<End>,
     index: RwLock<Slot>,
 }
@@ -75,7 +79,8 @@ impl Segment {
         end: End,
         sealed: bool,
     ) -> Arc<Self> {
-        Arc::new(Self { id, base, bytes, sealed, end: RwLock::new(end), index: RwLock::new(Slot::Absent) })
+        let (aborted, index) = (AbortedList::default(), RwLock::new(Slot::Absent));
+        Arc::new(Self { id, base, bytes, sealed, aborted, end: RwLock::new(end), index })
     }
 
     /// Where it ends now.
@@ -120,8 +125,9 @@ impl Segment {
         Some(index)
     }
 
-    /// Lets a loaded index go.
+    /// Lets what was loaded go.
     fn unload(&self) {
+        self.aborted.unload();
         let mut slot = self.index.write();
         if matches!(*slot, Slot::Loaded(_)) {
             *slot = Slot::Absent;
@@ -183,11 +189,14 @@ impl Segment {
                 ),
             }
         }
-        self.rebuild_index(|_| ()).await
+        self.rebuild_index(|_, _| ()).await
     }
 
-    /// Makes the index from the batch headers, and shows each to `see`.
-    pub(crate) async fn rebuild_index(&self, mut see: impl FnMut(&Header) + Send) -> Result<Index> {
+    /// Makes the index from the batch headers, and shows each to `see`, with what it says if it ends a transaction.
+    pub(crate) async fn rebuild_index(
+        &self,
+        mut see: impl FnMut(&Header, Option<Marker>) + Send,
+    ) -> Result<Index> {
         /// Kafka's default; the density of a rebuilt index is free.
         const INTERVAL: u64 = 4096;
         let mut index = Index::new(self.base);
@@ -195,11 +204,20 @@ impl Segment {
         let mut position = 0;
         while let Some(placed) = walk.batch_at(position).await? {
             index.add(&placed.header, position, INTERVAL);
-            see(&placed.header);
+            see(&placed.header, self.marker_at(&placed).await?);
             position = placed.end();
         }
         index.finish();
         Ok(index)
+    }
+
+    /// What a batch says if it ends a transaction.
+    async fn marker_at(&self, placed: &Placed) -> Result<Option<Marker>> {
+        if !placed.header.is_control() {
+            return Ok(None);
+        }
+        let bytes = self.read_batch(placed).await?;
+        Ok(Marker::read(&placed.header, &bytes))
     }
 
     /// The first batch that holds `offset` or a later one; `None` at the end.
@@ -242,7 +260,7 @@ impl Segment {
         let sound = from == 0 || matches!(&first, Ok(Some(placed)) if fits(&placed.header));
         let mut position = from;
         if !sound {
-            let rebuilt = self.rebuild_index(|_| ()).await?;
+            let rebuilt = self.rebuild_index(|_, _| ()).await?;
             position = floor(&rebuilt);
             self.unload();
             self.keep(rebuilt, cache);
@@ -284,6 +302,18 @@ impl Segment {
             position = placed.end();
         }
         Ok(position)
+    }
+
+    /// An offset above those of all batches before `position`, at most an index entry further.
+    pub(crate) async fn offset_bound(self: &Arc<Self>, position: u64, cache: &IndexCache) -> Result<i64> {
+        let end = self.end();
+        if let Some((at, last)) = self.ask(cache, |index| index.ceiling(position)).await?
+            && let Ok(Some(placed)) = Walk::new(self, end).batch_at(at).await
+            && placed.header.last_offset() == last
+        {
+            return Ok(last);
+        }
+        Ok(end.next)
     }
 
     /// The largest timestamp, with the last offset of the batch that has it.
@@ -360,6 +390,9 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Largest control batch that is looked into; those of one record have less than a hundred bytes.
+const LARGEST_MARKER: u32 = 4096;
+
 /// Reads a segment from its start and checks every batch with its records; memory stays bounded whatever the bytes
 /// say, since checksums are computed chunk by chunk.
 pub(crate) struct Scan<'a> {
@@ -419,6 +452,15 @@ impl<'a> Scan<'a> {
         }
         Ok(Some(batch::check_sums(&header, crc).map(|()| header)))
     }
+
+    /// What the sound batch at `position` says if it ends a transaction.
+    pub(crate) async fn marker_at(&mut self, position: u64, header: &Header) -> Result<Option<Marker>> {
+        if !header.is_control() || header.size > LARGEST_MARKER {
+            return Ok(None);
+        }
+        let bytes = self.at(position, header.size as usize).await?;
+        Ok(bytes.get(..header.size as usize).and_then(|bytes| Marker::read(header, bytes)))
+    }
 }
 
 /// Indexes of closed segments in memory, within a budget; the one loaded first goes first.
@@ -436,7 +478,7 @@ impl IndexCache {
         Self { budget, state: Mutex::default() }
     }
 
-    fn note(&self, segment: &Arc<Segment>, memory: usize) {
+    pub(crate) fn note(&self, segment: &Arc<Segment>, memory: usize) {
         let mut gone = Vec::new();
         {
             let mut state = self.state.lock();

@@ -412,6 +412,7 @@ impl Store {
         for topic in self.topics() {
             for partition in &topic.partitions {
                 self.context.check()?;
+                partition.expire_producers();
                 match partition.enforce_retention().await {
                     // Deleted meanwhile.
                     Ok(()) | Err(Error::UnknownTopic { .. }) => {}

@@ -275,7 +275,7 @@ fn visibility_waits_for_durability() {
             let stable = log.append(batch(&["b"]).bytes(), Durability::Stable).await.unwrap();
             stable.commit.unwrap().await.unwrap();
             assert_eq!(log.offsets().high_watermark, 2);
-            watermark.wait_for(|&seen| seen == 2).await.unwrap();
+            watermark.wait_for(|seen| seen.high_watermark == 2).await.unwrap();
             let many = (0..40).map(|_| async { append_stable(&log, &batch(&["c"])).await });
             let mut offsets = futures_util::future::join_all(many).await;
             offsets.sort_unstable();

@@ -13,6 +13,7 @@ use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProdu
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Request, StrBytes};
 use kafka_protocol::records::RecordBatchDecoder;
+use logstore::batch::{Marker, Outcome};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tests::broker::{Client, Running, Under, batch, batch_of};
@@ -304,12 +305,10 @@ async fn wrong_produces_get_the_protocols_own_errors_and_change_nothing() {
         let internal = client.ask(12, &produce("__consumer_offsets", id, 12, 1, &[(0, good.clone())])).await;
         let got = internal.responses[0].partition_responses[0].error_code;
         assert!([3, code(ResponseError::InvalidTopicException)].contains(&got), "{got}");
-        let transactional = produce("t", id, 12, -1, &[(0, good.clone())])
-            .with_transactional_id(Some(TransactionalId(text("tx"))));
-        let answer = client.ask(12, &transactional).await;
+        let marker = Marker { outcome: Outcome::Commit, coordinator_epoch: 0 }.batch(1, 0, 1).freeze();
+        let answer = client.ask(12, &produce("t", id, 12, -1, &[(0, marker)])).await;
         let got = &answer.responses[0].partition_responses[0];
-        assert_eq!(got.error_code, code(ResponseError::InvalidTxnState));
-        assert!(got.error_message.as_ref().unwrap().contains("not supported"));
+        assert_eq!(got.error_code, code(ResponseError::InvalidRecord), "clients write no markers");
         // One bad partition does not spoil a good one.
         let both = produce("t", id, 12, -1, &[(5, good.clone()), (0, good)]);
         let answer = client.ask(12, &both).await;

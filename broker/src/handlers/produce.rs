@@ -79,13 +79,10 @@ pub async fn produce(context: Context, body: ProduceRequest) -> Result<Answer, E
     Ok(Answer::Later(Box::pin(answer)))
 }
 
-/// Why the whole request cannot be served.
+/// Why the whole request cannot be served. Whether a batch fits its producer's transaction is the log's to say.
 fn refusal(body: &ProduceRequest) -> Option<(ResponseError, &'static str)> {
     if !(-1..=1).contains(&body.acks) {
         return Some((ResponseError::InvalidRequiredAcks, "acks is 0, 1 or -1"));
-    }
-    if body.transactional_id.is_some() {
-        return Some((ResponseError::InvalidTxnState, "transactions are not supported by this broker yet"));
     }
     None
 }

@@ -5,7 +5,8 @@
 //! meta        "format" · "cluster_id" · "next_producer_id"
 //! topics      topic id (16)                                        TopicRecord
 //! partitions  topic id · partition u32                             PartitionRecord; absent: empty and clean
-//! segments    topic id · partition u32 · base offset i64           SegmentRecord (volumes only)
+//! segments    topic id · partition u32 · base offset i64           SegmentRecord (in directories: checksums of the
+//!                                                                      files of a segment with transactions)
 //! blobs       segment key · kind u8                                small index and snapshot bytes (volumes only)
 //! dying       topic id                                             directories still to be removed (directories only)
 //! ```
@@ -85,6 +86,13 @@ pub(crate) enum Kind {
     TimeIndex = 1,
     /// The producers as they were at the segment's end.
     Snapshot = 2,
+    /// The aborted transactions whose markers lie in the segment.
+    TxnIndex = 3,
+}
+
+impl Kind {
+    /// All there are.
+    pub(crate) const ALL: [Self; 4] = [Self::OffsetIndex, Self::TimeIndex, Self::Snapshot, Self::TxnIndex];
 }
 
 /// A topic.
@@ -103,6 +111,9 @@ pub(crate) struct Clean {
     pub(crate) end: i64,
     /// Bytes of the last segment.
     pub(crate) size: u64,
+    /// First offset of the oldest open transaction: consumers need it before anything is read.
+    #[serde(default)]
+    pub(crate) first_open: Option<i64>,
 }
 
 /// A partition.
@@ -118,6 +129,9 @@ pub(crate) struct PartitionRecord {
     pub(crate) epochs: Epochs,
     /// Present when nothing was appended since a stop in order.
     pub(crate) clean: Option<Clean>,
+    /// No transactional batch or marker lies below; absent: there never was one.
+    #[serde(default)]
+    pub(crate) transactions_from: Option<i64>,
 }
 
 impl Default for PartitionRecord {
@@ -127,7 +141,8 @@ impl Default for PartitionRecord {
             recovery_point: 0,
             epoch: 0,
             epochs: Epochs::default(),
-            clean: Some(Clean { end: 0, size: 0 }),
+            clean: Some(Clean { end: 0, size: 0, first_open: None }),
+            transactions_from: None,
         }
     }
 }

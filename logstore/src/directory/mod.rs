@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! catalog.redb   .lock
-//! <topic>-<partition>/<base offset, 20 digits>.log .index .timeindex
+//! <topic>-<partition>/<base offset, 20 digits>.log .index .timeindex .txnindex
 //!                     <end offset, 20 digits>.snapshot
 //!                     leader-epoch-checkpoint   partition.metadata
 //! <topic>-<partition>.<topic id>-delete/        a deleted topic's directory, until its space is given back
@@ -293,13 +293,13 @@ impl Home for Arc<DirectoryHome> {
 
     fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
-        let home = Arc::clone(self);
-        Box::pin(blocking(move || segment::find(&home, &dir)))
+        let (home, id) = (Arc::clone(self), id.clone());
+        Box::pin(blocking(move || segment::find(&home, &id, &dir)))
     }
 
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
-        FileSegment::new(self, dir, base)
+        FileSegment::new(self, id, dir, base)
     }
 
     fn flush(&self) -> Io<'_, ()> {

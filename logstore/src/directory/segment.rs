@@ -3,12 +3,15 @@
 //! Cost of a write: one `pwrite` on a blocking thread, no copy. A cached read is one `preadv2(RWF_NOWAIT)` without a
 //! thread hop. The file being appended to stays open; a closed one is opened when it is read, and for as long as a
 //! reader holds it, so that descriptors do not grow with the number of segments.
+//!
+//! Kafka's `.txnindex` has no checksum, and a snapshot's does not say whose it is. So for a segment that has both, the
+//! catalog keeps their lengths and checksums; a `.txnindex` without them is none. One without entries has no file.
 
 use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
 use crate::catalog::Change;
-use crate::catalog::records::Kind;
+use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Table};
 use crate::error::{Error, Result};
-use crate::home::{Found, Io, Sealing, SegmentBytes};
+use crate::home::{Found, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::Piece;
@@ -34,6 +37,7 @@ struct Slot {
 /// A segment in a directory.
 pub(super) struct FileSegment {
     home: Arc<DirectoryHome>,
+    partition: PartitionKey,
     dir: PathBuf,
     base: i64,
     slot: Mutex<Slot>,
@@ -53,12 +57,12 @@ impl std::fmt::Debug for FileSegment {
 }
 
 /// The segments in a partition's directory.
-pub(super) fn find(home: &Arc<DirectoryHome>, dir: &Path) -> Result<Vec<Found>> {
+pub(super) fn find(home: &Arc<DirectoryHome>, id: &PartitionId, dir: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for (name, path) in entries(dir)? {
         if let Some(base) = names::offset_of(&name, "log") {
             let size = at("look at", &path, fs::metadata(&path))?.len();
-            let bytes = FileSegment::new(home, dir.to_owned(), base);
+            let bytes = FileSegment::new(home, id, dir.to_owned(), base);
             found.push(Found { base, bytes, sealed: Some(size), reach: size, exact: true });
         }
     }
@@ -71,9 +75,10 @@ pub(super) fn find(home: &Arc<DirectoryHome>, dir: &Path) -> Result<Vec<Found>> 
 }
 
 impl FileSegment {
-    pub(super) fn new(home: &Arc<DirectoryHome>, dir: PathBuf, base: i64) -> Arc<Self> {
+    pub(super) fn new(home: &Arc<DirectoryHome>, id: &PartitionId, dir: PathBuf, base: i64) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             home: Arc::clone(home),
+            partition: id.key,
             dir,
             base,
             slot: Mutex::new(Slot::default()),
@@ -93,12 +98,24 @@ impl FileSegment {
             Kind::OffsetIndex => names::offset_file(&self.dir, self.base, "index"),
             Kind::TimeIndex => names::offset_file(&self.dir, self.base, "timeindex"),
             Kind::Snapshot => names::offset_file(&self.dir, end, "snapshot"),
+            Kind::TxnIndex => names::offset_file(&self.dir, self.base, "txnindex"),
         }
     }
 
+    fn key(&self) -> Vec<u8> {
+        SegmentKey { partition: self.partition, base: self.base }.bytes()
+    }
+
+    /// What the catalog keeps of the segment's files, if it has transactions.
+    fn record(&self) -> Result<Option<SegmentRecord>> {
+        self.home.catalog.get().map_or(Ok(None), |catalog| catalog.record(Table::Segments, &self.key()))
+    }
+
     /// The files that are the segment's alone.
-    fn paths(&self) -> [PathBuf; 3] {
-        [self.path(), self.sidecar_path(Kind::OffsetIndex, 0), self.sidecar_path(Kind::TimeIndex, 0)]
+    fn paths(&self) -> [PathBuf; 4] {
+        let derived = [Kind::OffsetIndex, Kind::TimeIndex, Kind::TxnIndex];
+        let [offsets, times, aborted] = derived.map(|kind| self.sidecar_path(kind, 0));
+        [self.path(), offsets, times, aborted]
     }
 
     fn is_open(&self) -> Option<Arc<File>> {
@@ -159,16 +176,22 @@ impl FileSegment {
     }
 
     async fn seal_now(&self, sealing: Sealing) -> Result<()> {
-        let Sealing { end, sidecars, trim, change, .. } = sealing;
+        let Sealing { end, sidecars, trim, mut change, .. } = sealing;
         if self.dead.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
         self.sync().await?;
+        if sidecars.iter().any(|(kind, _)| *kind == Kind::TxnIndex) {
+            change.put(Table::Segments, &self.key(), &checksums(&sidecars));
+        }
         let files: Vec<_> =
             sidecars.into_iter().map(|(kind, bytes)| (self.sidecar_path(kind, end), bytes)).collect();
         let (dir, base) = (self.dir.clone(), self.base);
         blocking(move || {
-            files.iter().try_for_each(|(path, bytes)| write_file(path, bytes))?;
+            for (path, bytes) in &files {
+                let absent = bytes.is_empty() && path.extension().is_some_and(|found| found == "txnindex");
+                if absent { remove(path)? } else { write_file(path, bytes)? }
+            }
             remove_old_snapshots(&dir, base, end)?;
             sync_dir(&dir)
         })
@@ -234,24 +257,34 @@ impl SegmentBytes for FileSegment {
 
     fn sidecar(&self, kind: Kind, end: i64) -> Io<'_, Option<Bytes>> {
         let path = self.sidecar_path(kind, end);
-        Box::pin(blocking(move || {
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                outcome => at("open", &path, outcome)?,
-            };
-            let mut bytes = Vec::new();
-            at("read", &path, file.take(LARGEST_SIDECAR + 1).read_to_end(&mut bytes))?;
-            Ok((bytes.len() as u64 <= LARGEST_SIDECAR).then(|| Bytes::from(bytes)))
-        }))
+        Box::pin(async move {
+            let summed = matches!(kind, Kind::Snapshot | Kind::TxnIndex);
+            let record = if summed { self.record()? } else { None };
+            let known = record.and_then(|record| record.blobs.get(&kind).cloned());
+            match &known {
+                None if kind == Kind::TxnIndex => return Ok(None),
+                Some(blob) if blob.len == 0 => return Ok(Some(Bytes::new())),
+                _ => {}
+            }
+            let name = path.clone();
+            let found = blocking(move || read_whole(&path)).await?;
+            let Some(blob) = known else { return Ok(found) };
+            let good = found.filter(|b| b.len() as u64 == blob.len && crc32c::crc32c(b) == blob.crc);
+            if good.is_none() {
+                tracing::warn!("{} is missing or not as it was written, and is not used", name.display());
+            }
+            Ok(good)
+        })
     }
 
     fn seal(&self, sealing: Sealing) -> Io<'_, ()> {
         Box::pin(self.seal_now(sealing))
     }
 
-    fn forget<'a>(&'a self, _: &'a mut Change) -> Io<'a, ()> {
+    fn forget<'a>(&'a self, change: &'a mut Change) -> Io<'a, ()> {
         // A file below its log's start is no part of the log: the partition's record says it all.
         self.dead.store(true, Ordering::Release);
+        change.delete(Table::Segments, &self.key());
         Box::pin(async { Ok(()) })
     }
 
@@ -264,10 +297,17 @@ impl SegmentBytes for FileSegment {
         self.dead.store(true, Ordering::Release);
         self.forgotten();
         let (paths, dir) = (self.paths(), self.dir.clone());
-        Box::pin(blocking(move || {
-            paths.iter().try_for_each(|path| remove(path))?;
-            sync_dir(&dir)
-        }))
+        Box::pin(async move {
+            blocking(move || {
+                paths.iter().try_for_each(|path| remove(path))?;
+                sync_dir(&dir)
+            })
+            .await?;
+            let (Some(catalog), Some(_)) = (self.home.catalog.get(), self.record()?) else { return Ok(()) };
+            let mut change = Change::vital();
+            change.delete(Table::Segments, &self.key());
+            catalog.submit(change).await
+        })
     }
 }
 
@@ -285,6 +325,25 @@ impl Drop for FileSegment {
             }
         }));
     }
+}
+
+/// Lengths and checksums of the files that can't vouch for themselves.
+fn checksums(sidecars: &[(Kind, Bytes)]) -> SegmentRecord {
+    let summed = sidecars.iter().filter(|(kind, _)| matches!(kind, Kind::Snapshot | Kind::TxnIndex));
+    let blob = |bytes: &Bytes| BlobRecord { len: bytes.len() as u64, crc: crc32c::crc32c(bytes), at: None };
+    let blobs = summed.map(|(kind, bytes)| (*kind, blob(bytes))).collect();
+    SegmentRecord { blobs, ..SegmentRecord::default() }
+}
+
+/// The bytes of a derived file; `None` when it is missing, or too large to be one.
+fn read_whole(path: &Path) -> Result<Option<Bytes>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        outcome => at("open", path, outcome)?,
+    };
+    let mut bytes = Vec::new();
+    at("read", path, file.take(LARGEST_SIDECAR + 1).read_to_end(&mut bytes))?;
+    Ok((bytes.len() as u64 <= LARGEST_SIDECAR).then(|| Bytes::from(bytes)))
 }
 
 /// Snapshots are needed where the segment starts and where it ends; what earlier stops left is not.

@@ -6,19 +6,20 @@
 //! for one place; one device write; three short locks; the allocations are the task, the header list and two boxed
 //! futures. Checks are made before the lock is taken, so that producers to one partition check in parallel.
 //!
-//! Order: judge sequences → roll → stamp → reserve → write → index, producers → end → watermark. A power cut or an
+//! Order: judge sequences → roll → stamp → reserve → write → index, producers, aborted → end → watermark. A power cut or an
 //! error before the end moved leaves the log as it was; bytes that were written by then lie behind the end, and are
 //! cut off before anything is written there again, so they can never be taken for the tail of something else.
 
-use super::{Appended, Appender, Partition};
-use crate::batch::{self, BatchFault, Header};
+use super::{Appended, Appender, Partition, transactions};
+use crate::batch::{self, BatchFault, Header, Marker, Origin};
 use crate::catalog::Change;
-use crate::catalog::records::{Kind, Table};
+use crate::catalog::records::Table;
 use crate::config::{TimestampType, TopicConfig};
 use crate::error::{Error, Result};
 use crate::index::Index;
-use crate::producers::{Producers, Verdict};
+use crate::producers::{Ended, Producers, Refusal, Verdict};
 use crate::segment::{End, Segment, Walk};
+use crate::transactions::Aborted;
 use bytes::{Bytes, BytesMut};
 use raid::device::Durability;
 use std::sync::Arc;
@@ -33,10 +34,10 @@ pub(super) struct Active {
     pub(super) opened: Option<i64>,
 }
 
-/// Batches that passed the checks that need no state.
-struct Checked {
-    headers: Vec<Header>,
-    bytes: Bytes,
+/// What is to be appended, with the checks behind it that need no state.
+pub(super) enum Job {
+    Batches { headers: Vec<Header>, bytes: Bytes, origin: Origin },
+    Marker { producer_id: i64, producer_epoch: i16, marker: Marker },
 }
 
 impl Partition {
@@ -45,15 +46,30 @@ impl Partition {
     /// With [`Durability::Stable`] the answer carries a [`Commit`](super::Commit) to wait for. A duplicate of an
     /// earlier append is not appended again, and answered with the offsets it got then.
     pub async fn append(self: &Arc<Self>, batches: Bytes, durability: Durability) -> Result<Appended> {
+        self.append_from(Origin::Client, batches, durability).await
+    }
+
+    /// The same, for batches that do not come from a client: a coordinator's may lack sequence numbers.
+    pub async fn append_from(
+        self: &Arc<Self>,
+        origin: Origin,
+        batches: Bytes,
+        durability: Durability,
+    ) -> Result<Appended> {
         self.context.check()?;
         self.check_exists()?;
-        let checked = self.check_batches(batches)?;
+        let headers = self.check_batches(&batches, origin)?;
+        self.run(Job::Batches { headers, bytes: batches, origin }, durability).await
+    }
+
+    /// Does the job once it is its turn, whether or not the caller still waits then.
+    pub(super) async fn run(self: &Arc<Self>, job: Job, durability: Durability) -> Result<Appended> {
         let appender = Arc::clone(&self.appender).lock_owned().await;
         let (done, outcome) = oneshot::channel();
         let partition = Arc::clone(self);
         self.context.tasks.spawn(Box::pin(async move {
             // Whoever asked may be gone; the append stands all the same.
-            drop(done.send(partition.append_checked(appender, checked, durability).await));
+            drop(done.send(partition.append_checked(appender, job, durability).await));
         }));
         outcome.await.unwrap_or(Err(Error::Interrupted))
     }
@@ -66,11 +82,11 @@ impl Partition {
         Error::BatchTooLarge { topic: Arc::clone(&self.id.topic), partition: self.id.number(), size, max }
     }
 
-    fn check_batches(&self, bytes: Bytes) -> Result<Checked> {
+    fn check_batches(&self, bytes: &[u8], origin: Origin) -> Result<Vec<Header>> {
         let config = self.config();
         let now = self.context.wall_clock();
         let mut headers = Vec::with_capacity(1);
-        let mut rest = &bytes[..];
+        let mut rest = bytes;
         while !rest.is_empty() {
             let header = Header::parse(rest).map_err(|fault| self.invalid(fault))?;
             let size = header.size as usize;
@@ -82,12 +98,8 @@ impl Partition {
             let whole = rest.get(..size).ok_or_else(|| {
                 self.invalid(BatchFault::Truncated { needed: size as u64, available: rest.len() as u64 })
             })?;
-            let checks = batch::check(&header, whole).and_then(|()| batch::check_produced(&header));
+            let checks = batch::check(&header, whole).and_then(|()| batch::check_produced(&header, origin));
             checks.map_err(|fault| self.invalid(fault))?;
-            if header.is_transactional() {
-                let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
-                return Err(Error::TransactionsUnsupported { topic, partition });
-            }
             self.check_time(&header, &config, now)?;
             headers.push(header);
             rest = &rest[size..];
@@ -95,7 +107,7 @@ impl Partition {
         if headers.is_empty() {
             return Err(self.invalid(BatchFault::Empty));
         }
-        Ok(Checked { headers, bytes })
+        Ok(headers)
     }
 
     fn check_time(&self, header: &Header, config: &TopicConfig, now: i64) -> Result<()> {
@@ -121,7 +133,7 @@ impl Partition {
     async fn append_checked(
         self: &Arc<Self>,
         mut appender: OwnedMutexGuard<Appender>,
-        checked: Checked,
+        job: Job,
         durability: Durability,
     ) -> Result<Appended> {
         let appender = &mut *appender;
@@ -131,18 +143,34 @@ impl Partition {
         if !appender.ready {
             self.prepare(appender).await?;
         }
-        let Checked { mut headers, bytes } = checked;
-        if let Some((base_offset, last_offset)) = self.judge(&appender.producers, &headers)? {
-            return Ok(self.answer(base_offset, last_offset, None, durability));
-        }
+        let (mut headers, bytes, marker) = match job {
+            Job::Batches { headers, bytes, origin } => {
+                if let Some((base_offset, last_offset)) = self.judge(&appender.producers, &headers, origin)? {
+                    return Ok(self.answer(base_offset, last_offset, None, durability));
+                }
+                (headers, bytes, None)
+            }
+            Job::Marker { producer_id, producer_epoch, marker } => {
+                let verdict = appender.producers.judge_marker(producer_id, producer_epoch, marker);
+                verdict.map_err(|refusal| {
+                    self.refused(refusal, producer_id, producer_epoch, marker.coordinator_epoch)
+                })?;
+                let bytes = marker.batch(producer_id, producer_epoch, self.context.wall_clock()).freeze();
+                let header = Header::parse(&bytes).map_err(|fault| self.invalid(fault))?;
+                (vec![header], bytes, Some(marker))
+            }
+        };
         let config = self.config();
         let base_offset = self.progress.lock().log_end;
+        if headers.iter().any(Header::is_transactional) {
+            self.note_transactions(base_offset).await;
+        }
         let mut data = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         let log_append_time = self.stamp(&mut headers, &mut data, base_offset, &config);
-        self.write(appender, &headers, data.freeze(), &config).await?;
+        let ended = self.write(appender, &headers, marker, data.freeze(), &config).await?;
         // `check_batches` leaves no empty list.
         let end = headers.last().map_or(base_offset, Header::next_offset);
-        self.appended(end, durability == Durability::Stable);
+        self.appended(end, durability == Durability::Stable, appender.producers.first_open(), ended);
         Ok(self.answer(base_offset, end - 1, log_append_time, durability))
     }
 
@@ -161,40 +189,35 @@ impl Partition {
         Appended { base_offset, last_offset, log_append_time, log_start, commit }
     }
 
-    /// Judges sequence numbers. `Some` with the first offsets if this is a repetition.
-    fn judge(&self, producers: &Producers, headers: &[Header]) -> Result<Option<(i64, i64)>> {
-        let (topic, partition) = (&self.id.topic, self.id.number());
-        for (at, header) in headers.iter().enumerate() {
-            let (producer_id, epoch) = (header.producer_id, header.producer_epoch);
-            match producers.judge(header, &headers[..at]) {
-                Verdict::Next => {}
-                Verdict::Duplicate { base_offset, last_offset } => {
-                    return Ok(Some((base_offset, last_offset)));
-                }
-                Verdict::OutOfOrder { expected } => {
-                    let (topic, found) = (Arc::clone(topic), header.base_sequence);
-                    return Err(Error::OutOfOrderSequence {
-                        topic,
-                        partition,
-                        producer_id,
-                        epoch,
-                        expected,
-                        found,
-                    });
-                }
-                Verdict::Fenced { current } => {
-                    let topic = Arc::clone(topic);
-                    return Err(Error::FencedProducer {
-                        topic,
-                        partition,
-                        producer_id,
-                        found: epoch,
-                        current,
-                    });
-                }
+    /// Judges sequence numbers, epochs and transactions. `Some` with the first offsets if this is a repetition.
+    fn judge(&self, producers: &Producers, headers: &[Header], origin: Origin) -> Result<Option<(i64, i64)>> {
+        match producers.judge(headers, origin) {
+            Ok(Verdict::Next) => Ok(None),
+            Ok(Verdict::Duplicate { base_offset, last_offset }) => Ok(Some((base_offset, last_offset))),
+            Err((at, refusal)) => {
+                let Header { producer_id, producer_epoch, base_sequence, .. } = headers[at];
+                Err(self.refused(refusal, producer_id, producer_epoch, base_sequence))
             }
         }
-        Ok(None)
+    }
+
+    /// `found` is the sequence number, or the coordinator's epoch, that was refused.
+    fn refused(&self, refusal: Refusal, producer_id: i64, epoch: i16, found: i32) -> Error {
+        let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
+        match refusal {
+            Refusal::OutOfOrder { expected } => {
+                Error::OutOfOrderSequence { topic, partition, producer_id, epoch, expected, found }
+            }
+            Refusal::Fenced { current } => {
+                Error::FencedProducer { topic, partition, producer_id, found: epoch, current }
+            }
+            Refusal::InTransaction { first_offset } => {
+                Error::InTransaction { topic, partition, producer_id, first_offset }
+            }
+            Refusal::FencedCoordinator { current } => {
+                Error::FencedCoordinator { topic, partition, producer_id, found, current }
+            }
+        }
     }
 
     /// Gives the batches their offsets and epoch, in `headers` and in `data`, and the broker's time if configured.
@@ -229,10 +252,11 @@ impl Partition {
         self: &Arc<Self>,
         appender: &mut Appender,
         headers: &[Header],
+        marker: Option<Marker>,
         data: Bytes,
         config: &TopicConfig,
-    ) -> Result<()> {
-        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(()) };
+    ) -> Result<Option<Ended>> {
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(None) };
         let limit = config.segment_bytes as u64;
         if data.len() as u64 > limit {
             return Err(self.too_large(data.len() as u64, limit));
@@ -258,14 +282,19 @@ impl Partition {
             }
         });
         let now = self.context.wall_clock();
+        let mut ended = None;
         for header in headers {
-            appender.producers.note(header, now);
+            ended = appender.producers.note(header, marker, now).or(ended);
+        }
+        if let Some(aborted) = ended.and_then(Aborted::from_ended) {
+            // Before the end moves: whoever may read past it finds it listed.
+            segment.aborted.push(aborted);
         }
         if let Some(active) = &mut appender.active {
             active.opened.get_or_insert(first.max_timestamp);
         }
         segment.set_end(End { size: size + written, next: last.next_offset() });
-        Ok(())
+        Ok(ended)
     }
 
     /// The segment that takes the batches: the active one, or a new one after a roll.
@@ -287,6 +316,7 @@ impl Partition {
         let bytes = self.context.home.new_segment(&self.id, base);
         let segment = Segment::new(self.id.clone(), base, bytes, End { size: 0, next: base }, false);
         segment.open_index(Index::new(base));
+        segment.aborted.open(Vec::new());
         self.log.write().segments.push(Arc::clone(&segment));
         appender.torn = false;
         appender.active = Some(Active { segment: Arc::clone(&segment), opened: None });
@@ -297,12 +327,14 @@ impl Partition {
     /// durable that the log is in use, so that the next open does not trust its clean marker.
     async fn prepare(self: &Arc<Self>, appender: &mut Appender) -> Result<()> {
         let _only = self.maintenance.lock().await;
-        let last = self.log.read().segments.last().cloned();
-        if let Some(segment) = last {
-            let (producers, index) = self.load_state(&segment).await?;
+        let segments = self.log.read().segments.clone();
+        if let Some(segment) = segments.last().map(Arc::clone) {
+            let (mut producers, index, aborted) = self.load_state(&segments).await?;
+            producers.expire(self.oldest_producer());
             appender.producers = producers;
             // A sealed segment is not appended to again: its record says where it ends.
             if !segment.sealed {
+                segment.aborted.open(aborted);
                 let first = Walk::new(&segment, segment.end()).batch_at(0).await?;
                 segment.open_index(index);
                 let opened = first.map(|placed| placed.header.max_timestamp);
@@ -324,26 +356,24 @@ impl Partition {
         Ok(())
     }
 
-    /// Producers and index at the end of the last segment of a log that was closed in order.
-    async fn load_state(&self, segment: &Arc<Segment>) -> Result<(Producers, Index)> {
+    /// Producers at the end of a log that was closed in order; index and aborted transactions of its last segment.
+    async fn load_state(&self, segments: &[Arc<Segment>]) -> Result<(Producers, Index, Vec<Aborted>)> {
+        let Some((segment, before)) = segments.split_last() else {
+            return Ok((Producers::default(), Index::new(0), Vec::new()));
+        };
         let end = segment.end();
-        let snapshot = segment.bytes.sidecar(Kind::Snapshot, end.next).await?;
-        let stored = snapshot.map(|bytes| Producers::read_snapshot(&bytes));
-        if let Some(Ok(producers)) = stored {
+        let stop = self.record.lock().clean;
+        if let Some(producers) = transactions::snapshot_at_end(&self.context, segments, stop).await? {
             let mut index = segment.load_index().await?;
             index.resume(end.size);
-            return Ok((producers, index));
-        }
-        if let Some(Err(fault)) = stored {
-            tracing::warn!("{}-{}: producers are read from the log: {fault}", self.id.topic, self.index());
+            let aborted = self.load_aborted(segments).await?;
+            return Ok((producers, index, aborted));
         }
         let now = self.context.wall_clock();
-        let segments = self.log.read().segments.clone();
-        let before = segments.len().saturating_sub(1);
-        let mut producers = super::recovery::producers_at_end(&segments[..before], now).await?;
-        let mut index = segment.rebuild_index(|header| producers.note(header, now)).await?;
+        let mut replay = transactions::Replay::after(&self.context, before, now).await?;
+        let mut index = segment.rebuild_index(|header, marker| replay.see(header, marker)).await?;
         index.resume(end.size);
-        Ok((producers, index))
+        Ok((replay.producers, index, replay.aborted))
     }
 
     /// Ends the active segment; a task makes it durable and keeps its index.
@@ -376,5 +406,6 @@ fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> 
     let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.segment_ms);
     let index_full =
         segment.with_open_index(|index| index.is_full(config.segment_index_bytes as u64)).unwrap_or_default();
-    size + len > limit || too_old || index_full || last.last_offset() - segment.base > i64::from(i32::MAX)
+    let full = index_full || segment.aborted.is_full();
+    size + len > limit || too_old || full || last.last_offset() - segment.base > i64::from(i32::MAX)
 }

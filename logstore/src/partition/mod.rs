@@ -1,12 +1,13 @@
 //! A partition: one log, appended to by one at a time, read by many.
 //!
 //! - this file: what a partition is made of, its offsets, and who may see what when;
-//! - `append`: the write path; `read`: the read path; `upkeep`: sealing, retention, a stop in order; `recovery`:
-//!   how a partition is opened.
+//! - `append`: the write path; `read`: the read path; `transactions`: markers, what was aborted, who produces; `upkeep`:
+//!   sealing, retention, a stop in order; `recovery`: how a partition is opened.
 //!
 //! **Visibility.** A record appended with `Cached` is visible at once, unless an earlier `Stable` one is still
 //! uncommitted; a `Stable` one, and all after it, becomes visible only when a group commit has covered it. So what a
-//! consumer saw under acks=all survives a power cut. The high watermark never goes back.
+//! consumer saw under acks=all survives a power cut. The high watermark never goes back. The last stable offset follows
+//! it, but for transactions: it stays before the oldest one that is open, or whose marker is not visible yet.
 //!
 //! **Locks**, in this order: `appender` (async; the single appender), `maintenance` (async; whoever changes the
 //! partition's record), then the short ones: `log`, `record`, `progress`. None of the short ones is held over an await.
@@ -17,6 +18,7 @@
 mod append;
 mod read;
 pub(crate) mod recovery;
+mod transactions;
 mod upkeep;
 
 pub use read::Slice;
@@ -26,8 +28,9 @@ use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::home::PartitionId;
-use crate::producers::Producers;
+use crate::producers::{Ended, Producers};
 use crate::segment::Segment;
+use crate::transactions::Stability;
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -44,11 +47,19 @@ pub struct Offsets {
     pub log_start: i64,
     /// Records below it are visible to consumers.
     pub high_watermark: i64,
-    /// Records below it belong to no open transaction. Transactional batches are refused for now, so it is the high
-    /// watermark.
+    /// Records below it are visible and belong to no open transaction: what `read_committed` consumers may see.
     pub last_stable: i64,
     /// Offset the next record will get.
     pub log_end: i64,
+}
+
+/// How far consumers see, for long polls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Visible {
+    /// Records below it are visible.
+    pub high_watermark: i64,
+    /// Records below it are visible to `read_committed` consumers too; a log's start may lie above it.
+    pub last_stable: i64,
 }
 
 /// How far a read may go.
@@ -105,14 +116,27 @@ struct Progress {
     durable: i64,
     /// End of the last append that must be durable before it is seen.
     must_commit: i64,
+    stability: Stability,
 }
 
 impl Progress {
-    /// Moves the high watermark to where it may be.
-    fn advance(&mut self) -> i64 {
+    /// Of a log that is visible to its end.
+    fn opened(log_end: i64, first_open: Option<i64>) -> Self {
+        let stability = Stability::new(first_open);
+        Self { log_end, high_watermark: log_end, durable: log_end, must_commit: log_end, stability }
+    }
+
+    fn visible(&self) -> Visible {
+        let high_watermark = self.high_watermark;
+        Visible { high_watermark, last_stable: self.stability.last_stable(high_watermark) }
+    }
+
+    /// Moves the high watermark to where it may be, and the last stable offset after it.
+    fn advance(&mut self) -> Visible {
         let visible = if self.durable >= self.must_commit { self.log_end } else { self.durable };
         self.high_watermark = self.high_watermark.max(visible);
-        self.high_watermark
+        self.stability.advance(self.high_watermark);
+        self.visible()
     }
 }
 
@@ -137,7 +161,7 @@ pub struct Partition {
     log: RwLock<Log>,
     record: Mutex<PartitionRecord>,
     progress: Mutex<Progress>,
-    watermark: watch::Sender<i64>,
+    visible: watch::Sender<Visible>,
     appender: Arc<tokio::sync::Mutex<Appender>>,
     maintenance: tokio::sync::Mutex<()>,
     /// Rolled segments that are not sealed yet, oldest first, with the producers at their end.
@@ -163,12 +187,10 @@ impl Partition {
     pub fn offsets(&self) -> Offsets {
         let log_start = self.log.read().start;
         let progress = self.progress.lock();
-        Offsets {
-            log_start,
-            high_watermark: progress.high_watermark,
-            last_stable: progress.high_watermark,
-            log_end: progress.log_end,
-        }
+        let Visible { high_watermark, last_stable } = progress.visible();
+        // The start of an open transaction may have been deleted.
+        let last_stable = last_stable.max(log_start.min(high_watermark));
+        Offsets { log_start, high_watermark, last_stable, log_end: progress.log_end }
     }
 
     /// The epoch stamped on new batches. It rises when the log was not closed in order.
@@ -177,11 +199,14 @@ impl Partition {
         self.record.lock().epoch
     }
 
-    /// The largest epoch up to `epoch` that wrote here, and the offset at which it ended (`OffsetForLeaderEpoch`).
+    /// The largest epoch up to `epoch` that wrote here, and the offset at which it ended (`OffsetForLeaderEpoch`); for
+    /// one before the first that is known, that one's start; `None` for one that has not begun.
     #[must_use]
     pub fn end_of_epoch(&self, epoch: i32) -> Option<(i32, i64)> {
         let log_end = self.progress.lock().log_end;
-        self.record.lock().epochs.end_offset(epoch, log_end)
+        let record = self.record.lock();
+        // The current epoch has its place even while it has written nothing.
+        if epoch == record.epoch { Some((epoch, log_end)) } else { record.epochs.end_offset(epoch, log_end) }
     }
 
     /// Bytes of batches held.
@@ -190,10 +215,10 @@ impl Partition {
         self.log.read().segments.iter().map(|segment| segment.end().size).sum()
     }
 
-    /// Follows the high watermark, for long polls.
+    /// Follows the high watermark and the last stable offset, for long polls.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<i64> {
-        self.watermark.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<Visible> {
+        self.visible.subscribe()
     }
 
     fn config(&self) -> Arc<TopicConfig> {
@@ -219,23 +244,23 @@ impl Partition {
         self.publish(&mut progress);
     }
 
-    /// An append is in the log.
-    fn appended(&self, end: i64, must_commit: bool) {
+    /// An append is in the log; `first_open` is the oldest transaction open after it, `ended` the one it has ended.
+    fn appended(&self, end: i64, must_commit: bool, first_open: Option<i64>, ended: Option<Ended>) {
         let mut progress = self.progress.lock();
         progress.log_end = end;
         if must_commit {
             progress.must_commit = end;
+        }
+        progress.stability.set_first_open(first_open);
+        if let Some(ended) = ended {
+            progress.stability.ended(ended.first_offset, ended.last_offset);
         }
         self.publish(&mut progress);
     }
 
     /// Tells the waiting; under the lock of `progress`, so that the order of watermarks is kept.
     fn publish(&self, progress: &mut Progress) {
-        let high_watermark = progress.advance();
-        self.watermark.send_if_modified(|seen| {
-            let moved = high_watermark > *seen;
-            *seen = high_watermark.max(*seen);
-            moved
-        });
+        let now = progress.advance();
+        self.visible.send_if_modified(|seen| std::mem::replace(seen, now) != now);
     }
 }

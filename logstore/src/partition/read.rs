@@ -28,6 +28,16 @@ impl Slice {
         Self { lease: None, position: 0, len: 0, pieces: Some(Vec::new()) }
     }
 
+    /// Whether it is of this segment.
+    pub(super) fn is_of(&self, bytes: &Arc<dyn SegmentBytes>) -> bool {
+        self.lease.as_ref().is_some_and(|lease| Arc::ptr_eq(lease, bytes))
+    }
+
+    /// Position in the segment after its last byte.
+    pub(super) fn end_position(&self) -> u64 {
+        self.position + self.len
+    }
+
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> u64 {

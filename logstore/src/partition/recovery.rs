@@ -9,9 +9,10 @@
 //!
 //! What a scan reads is bounded by the segments that were not sealed: usually the last one.
 
-use super::{Appender, Log, Partition, Progress, append::Active};
+use super::transactions::Replay;
+use super::{Appender, Log, Partition, Progress, Visible, append::Active};
 use crate::batch::{BatchFault, Header};
-use crate::catalog::records::{Kind, PartitionRecord};
+use crate::catalog::records::PartitionRecord;
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::error::Result;
@@ -49,7 +50,8 @@ pub(crate) async fn open(
     if let Some(segments) = as_closed(&id, &record, &found) {
         // `as_closed` answers only with a clean marker.
         let end = record.clean.map_or(record.log_start, |clean| clean.end);
-        let partition = assemble(context, id, record, config, segments, end, Appender::default());
+        let progress = Progress::opened(end, record.clean.and_then(|clean| clean.first_open));
+        let partition = assemble(context, id, record, config, segments, progress, Appender::default());
         return Ok(Opened { partition, recovered: false, unsealed: Vec::new() });
     }
     recover(context, id, record, config, found).await
@@ -58,7 +60,7 @@ pub(crate) async fn open(
 /// A partition that has just been made.
 pub(crate) fn create(context: &Arc<Context>, id: PartitionId, config: Arc<TopicConfig>) -> Arc<Partition> {
     let record = PartitionRecord::default();
-    assemble(context, id, record, config, Vec::new(), 0, Appender::default())
+    assemble(context, id, record, config, Vec::new(), Progress::opened(0, None), Appender::default())
 }
 
 /// Finishes the removal of segments that lie wholly below the log's start.
@@ -99,29 +101,13 @@ fn segment(id: &PartitionId, found: &Found, end: End) -> Arc<Segment> {
     Segment::new(id.clone(), found.base, Arc::clone(&found.bytes), end, found.sealed.is_some())
 }
 
-/// The producers at the end of closed segments: the newest snapshot, and the batches after it.
-pub(super) async fn producers_at_end(segments: &[Arc<Segment>], now: i64) -> Result<Producers> {
-    let mut producers = Producers::default();
-    let mut after = 0;
-    for (at, segment) in segments.iter().enumerate().rev() {
-        let snapshot = segment.bytes.sidecar(Kind::Snapshot, segment.end().next).await?;
-        if let Some(Ok(found)) = snapshot.map(|bytes| Producers::read_snapshot(&bytes)) {
-            producers = found;
-            after = at + 1;
-            break;
-        }
-    }
-    for segment in &segments[after..] {
-        segment.rebuild_index(|header| producers.note(header, now)).await?;
-    }
-    Ok(producers)
-}
-
 /// What a scan found in one segment.
 struct Scanned {
     end: End,
     index: Index,
     opened: Option<i64>,
+    /// Offset of the first batch of a transaction.
+    transactions_from: Option<i64>,
     /// What stands behind the last sound batch, unless the segment ends there.
     fault: Option<BatchFault>,
 }
@@ -132,14 +118,13 @@ async fn scan(
     base: i64,
     reach: u64,
     interval: u64,
-    now: i64,
     epoch: &mut i32,
-    producers: &mut Producers,
+    replay: &mut Replay,
 ) -> Result<Scanned> {
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
     let mut end = End { size: 0, next: base };
-    let (mut opened, mut fault) = (None, None);
+    let (mut opened, mut transactions_from, mut fault) = (None, None, None);
     while let Some(outcome) = scan.batch_at(end.size).await? {
         let header = match outcome.and_then(|header| follows(header, end, base, *epoch)) {
             Ok(header) => header,
@@ -149,12 +134,15 @@ async fn scan(
             }
         };
         index.add(&header, end.size, interval);
-        producers.note(&header, now);
+        replay.see(&header, scan.marker_at(end.size, &header).await?);
+        if header.is_transactional() {
+            transactions_from.get_or_insert(header.base_offset);
+        }
         opened.get_or_insert(header.max_timestamp);
         *epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
-    Ok(Scanned { end, index, opened, fault })
+    Ok(Scanned { end, index, opened, transactions_from, fault })
 }
 
 /// Whether a sound batch may stand where it stands.
@@ -190,10 +178,10 @@ async fn recover(
         let size = pair[0].sealed.unwrap_or_default();
         segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }));
     }
-    let mut producers = producers_at_end(&segments, now).await.unwrap_or_else(|error| {
+    let mut replay = Replay::after(context, &segments, now).await.unwrap_or_else(|error| {
         // Known producers are a convenience; records are not to be withheld for want of them.
         tracing::warn!("producers of {}-{} are known in part: {error}", id.topic, id.key.partition);
-        Producers::default()
+        Replay::new(Producers::default(), now)
     });
     let mut unsealed: Vec<Unsealed> = Vec::new();
     let mut appender = Appender { ready: true, ..Appender::default() };
@@ -202,14 +190,16 @@ async fn recover(
     while let Some(here) = rest.pop_front() {
         let reach = here.sealed.map_or(here.reach, |sealed| sealed.min(here.reach));
         let interval = config.index_interval_bytes as u64;
-        let scanned = scan(&here.bytes, here.base, reach, interval, now, &mut epoch, &mut producers).await?;
+        let scanned = scan(&here.bytes, here.base, reach, interval, &mut epoch, &mut replay).await?;
         let whole = segment(&id, &here, scanned.end);
         log_end = scanned.end.next;
         whole.open_index(scanned.index);
+        whole.aborted.open(std::mem::take(&mut replay.aborted));
+        record.transactions_from = record.transactions_from.or(scanned.transactions_from);
         segments.push(Arc::clone(&whole));
         if rest.front().is_some_and(|next| next.base == log_end) {
             if here.sealed != Some(scanned.end.size) || !here.exact {
-                unsealed.push((whole, producers.snapshot()));
+                unsealed.push((whole, replay.producers.snapshot()));
             }
             continue;
         }
@@ -239,12 +229,14 @@ async fn recover(
     if let Some(first) = segments.first() {
         record.log_start = record.log_start.max(first.base);
     }
-    appender.producers = producers;
+    let first_open = replay.producers.first_open();
+    appender.producers = replay.producers;
     record.clean = None;
     record.epoch = record.epoch.max(epoch).saturating_add(1);
     record.epochs.begin(record.epoch, log_end);
     record.recovery_point = record.recovery_point.min(log_end);
-    let partition = assemble(context, id, record, config, segments, log_end, appender);
+    let progress = Progress::opened(log_end, first_open);
+    let partition = assemble(context, id, record, config, segments, progress, appender);
     Ok(Opened { partition, recovered: true, unsealed })
 }
 
@@ -272,10 +264,10 @@ fn assemble(
     record: PartitionRecord,
     config: Arc<TopicConfig>,
     segments: Vec<Arc<Segment>>,
-    log_end: i64,
+    progress: Progress,
     appender: Appender,
 ) -> Arc<Partition> {
-    let progress = Progress { log_end, high_watermark: log_end, durable: log_end, must_commit: log_end };
+    let visible: Visible = progress.visible();
     Arc::new(Partition {
         id,
         context: Arc::clone(context),
@@ -283,7 +275,7 @@ fn assemble(
         log: RwLock::new(Log { start: record.log_start, segments }),
         record: Mutex::new(record),
         progress: Mutex::new(progress),
-        watermark: watch::Sender::new(log_end),
+        visible: watch::Sender::new(visible),
         appender: Arc::new(tokio::sync::Mutex::new(appender)),
         maintenance: tokio::sync::Mutex::new(()),
         sealing: Mutex::new(VecDeque::new()),

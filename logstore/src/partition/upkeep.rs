@@ -7,6 +7,7 @@ use crate::catalog::records::{Clean, Kind, PartitionRecord, Table};
 use crate::error::{Error, Result};
 use crate::home::{Sealing, SegmentBytes};
 use crate::segment::Segment;
+use crate::transactions::encode;
 use bytes::Bytes;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -56,6 +57,14 @@ impl Partition {
             sidecars.extend([(Kind::OffsetIndex, offsets), (Kind::TimeIndex, times)]);
         }
         let mut record = self.record.lock().clone();
+        if record.transactions_from.is_some_and(|from| from < end.next)
+            && let Some(list) = segment.aborted.close()
+        {
+            if !list.is_empty() {
+                self.context.indexes.note(segment, size_of_val(&*list));
+            }
+            sidecars.push((Kind::TxnIndex, encode(&list)));
+        }
         if trim {
             record.recovery_point = record.recovery_point.max(end.next);
         }
@@ -164,7 +173,7 @@ impl Partition {
         let log_end = self.progress.lock().log_end;
         let last = self.log.read().segments.last().cloned();
         let size = last.as_ref().map_or(0, |segment| segment.end().size);
-        let clean = Clean { end: log_end, size };
+        let clean = Clean { end: log_end, size, first_open: appender.producers.first_open() };
         let torn = std::mem::take(&mut appender.torn);
         if let Some(active) = appender.active.take() {
             if torn {

@@ -316,7 +316,7 @@ impl SegmentBytes for VolumeSegment {
             let _only = self.growth.lock().await;
             self.dead.store(true, Ordering::Release);
             change.delete(Table::Segments, &self.key.bytes());
-            for kind in [Kind::OffsetIndex, Kind::TimeIndex, Kind::Snapshot] {
+            for kind in Kind::ALL {
                 change.delete(Table::Blobs, &self.key.blob(kind));
             }
             Ok(())

@@ -1,5 +1,6 @@
 //! What the tests of the whole store share: batches, homes, a store that can be stopped in order or dropped.
 #![allow(clippy::unwrap_used, missing_docs)] // a test fails by panicking
+#![allow(dead_code)] // each test takes what it needs
 
 use bytes::{BufMut, Bytes, BytesMut};
 use logstore::{Home, Partition, ReadLimit, Store, StoreOptions, TopicConfig};
@@ -50,6 +51,12 @@ impl Batch {
 
     pub fn by(mut self, id: i64, epoch: i16, sequence: i32) -> Self {
         self.producer = (id, epoch, sequence);
+        self
+    }
+
+    /// Part of a transaction.
+    pub fn txn(mut self) -> Self {
+        self.attributes |= 0x10;
         self
     }
 
