@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod common;
+mod transactions;
 
 use common::*;
 use logstore::{Error, Home, ReadLimit, Store, StoreOptions};

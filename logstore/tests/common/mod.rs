@@ -1,6 +1,5 @@
 //! What the tests of the whole store share: batches, homes, a store that can be stopped in order or dropped.
 #![allow(clippy::unwrap_used, missing_docs)] // a test fails by panicking
-#![allow(dead_code)] // each test takes what it needs
 
 use bytes::{BufMut, Bytes, BytesMut};
 use logstore::{Home, Partition, ReadLimit, Store, StoreOptions, TopicConfig};

@@ -1,10 +1,6 @@
 //! Transactions in the log, on both homes: what is stable, what was aborted, and what a restart makes of it.
 
-#![allow(clippy::unwrap_used)] // a test fails by panicking
-
-mod common;
-
-use common::*;
+use super::common::*;
 use logstore::batch::{Header, Marker};
 use logstore::transactions::Aborted;
 use logstore::{Error, Outcome, Partition, ReadLimit, Store};
