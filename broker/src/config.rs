@@ -168,6 +168,11 @@ fn at_least<const MIN: i64, T: Copy + Into<i64>>(value: &T) -> Result<(), String
     if (*value).into() >= MIN { Ok(()) } else { Err(format!("it must be at least {MIN}")) }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // one signature for all checks
+fn between<const MIN: i32, const MAX: i32>(value: &i32) -> Result<(), String> {
+    if (MIN..=MAX).contains(value) { Ok(()) } else { Err(format!("it must be from {MIN} to {MAX}")) }
+}
+
 fn one_of(value: &str, allowed: &[&str]) -> Result<(), String> {
     if allowed.contains(&value) { Ok(()) } else { Err(format!("it must be one of {}", allowed.join(", "))) }
 }
@@ -241,6 +246,14 @@ settings! {
     /// How far a timestamp may lie after the broker's clock.
     log_message_timestamp_after_max_ms: i64 = 3_600_000, "log.message.timestamp.after.max.ms",
         at_least::<0, i64>;
+    /// How long the first commit of a group waits for others, so that one flush makes all of them durable.
+    log_commit_linger_ms: i32 = 0, "log.commit.linger.ms", between::<0, 1000>;
+    /// Unflushed records of a partition at which an append waits for a flush, whatever its acks.
+    log_flush_interval_messages: i64 = i64::MAX, "log.flush.interval.messages", at_least::<1, i64>;
+    /// Every append is flushed within this time; unset: `log.flush.scheduler.interval.ms` counts.
+    log_flush_interval_ms: i64 = UNSET, "log.flush.interval.ms", at_least::<0, i64>;
+    /// Every append is flushed within this time.
+    log_flush_scheduler_interval_ms: i64 = i64::MAX, "log.flush.scheduler.interval.ms", at_least::<1, i64>;
     /// How long an idle producer's sequence numbers are remembered.
     producer_id_expiration_ms: i32 = 86_400_000, "producer.id.expiration.ms", at_least::<1, i32>;
     /// Whose clock stamps records.
@@ -314,6 +327,13 @@ impl Config {
         if self.log_roll_ms >= 0 { self.log_roll_ms } else { i64::from(self.log_roll_hours) * 3_600_000 }
     }
 
+    /// Within what time every append is flushed.
+    #[must_use]
+    pub fn flush_ms(&self) -> i64 {
+        let (interval, scheduler) = (self.log_flush_interval_ms, self.log_flush_scheduler_interval_ms);
+        if interval == UNSET { scheduler } else { interval }
+    }
+
     /// What topics get that do not set a key themselves: the `log.*` keys under their topic names.
     pub fn topic_defaults(&self) -> logstore::Result<logstore::TopicConfig> {
         let mut topic = logstore::TopicConfig::kafka_defaults();
@@ -330,6 +350,8 @@ impl Config {
             ("index.interval.bytes", self.log_index_interval_bytes.to_string()),
             ("segment.index.bytes", self.log_index_size_max_bytes.to_string()),
             ("file.delete.delay.ms", self.log_segment_delete_delay_ms.to_string()),
+            ("flush.messages", self.log_flush_interval_messages.to_string()),
+            ("flush.ms", self.flush_ms().to_string()),
         ];
         for (key, value) in pairs {
             topic.set_default(key, &value)?;
@@ -416,6 +438,16 @@ mod tests {
         let error = Config::load(Some(&path), &[]).unwrap_err().to_string();
         assert!(error.contains("server.properties:1: unknown configuration key `a`"), "{error}");
         assert!(Config::load(Some(&dir.path().join("none")), &[]).is_err());
+    }
+
+    #[test]
+    fn flush_keys_reach_topics_under_their_names() {
+        let get = |pairs: &[&str], key| with(pairs).unwrap().topic_defaults().unwrap().get(key).unwrap();
+        assert_eq!(get(&[], "flush.ms"), i64::MAX.to_string());
+        assert_eq!(get(&["log.flush.scheduler.interval.ms=9"], "flush.ms"), "9");
+        assert_eq!(get(&["log.flush.scheduler.interval.ms=9", "log.flush.interval.ms=0"], "flush.ms"), "0");
+        assert_eq!(get(&["log.flush.interval.messages=1"], "flush.messages"), "1");
+        assert!(with(&["log.commit.linger.ms=1001"]).is_err());
     }
 
     #[test]

@@ -158,6 +158,7 @@ async fn serve_log(
     let options = StoreOptions {
         topic_defaults: config.topic_defaults()?,
         producer_expiration: Duration::from_millis(config.producer_id_expiration_ms as u64),
+        commit_linger: Duration::from_millis(config.log_commit_linger_ms as u64),
     };
     let directory = match &home {
         Home::Directory(directory) => Some(directory.display().to_string()),

@@ -236,10 +236,10 @@ table! {
         "How long compaction keeps tombstones, in milliseconds.";
     file_delete_delay_ms: i64, Long, "file.delete.delay.ms" = "60000", Acts, |v| between(v, 0, MAX),
         "How long the space of a removed segment is kept before it is given back, in milliseconds.";
-    flush_messages: i64, Long, "flush.messages" = "9223372036854775807", Kept, |v| between(v, 1, MAX),
-        "Records after which a flush is forced. acks=all is always flushed.";
-    flush_ms: i64, Long, "flush.ms" = "9223372036854775807", Kept, |v| between(v, 0, MAX),
-        "Milliseconds after which a flush is forced. acks=all is always flushed.";
+    flush_messages: i64, Long, "flush.messages" = "9223372036854775807", Acts, |v| between(v, 1, MAX),
+        "Unflushed records at which an append waits for a flush, whatever its acks. acks=all always does.";
+    flush_ms: i64, Long, "flush.ms" = "9223372036854775807", Acts, |v| between(v, 0, MAX),
+        "Milliseconds within which every append is flushed. acks=all always is, before it is answered.";
     follower_throttled: String, List, "follower.replication.throttled.replicas" = "", Kept, any,
         "Replicas whose replication is throttled on the follower.";
     index_interval_bytes: i32, Int, "index.interval.bytes" = "4096", Acts, |v| at_least(v, 0),

@@ -59,6 +59,9 @@ pub struct StoreOptions {
     pub topic_defaults: TopicConfig,
     /// How long an idle producer's sequence numbers are remembered (Kafka's `producer.id.expiration.ms`).
     pub producer_expiration: Duration,
+    /// How long the first commit of a group waits for others before its flush starts. Zero: only while another flush
+    /// runs.
+    pub commit_linger: Duration,
 }
 
 impl Default for StoreOptions {
@@ -66,6 +69,7 @@ impl Default for StoreOptions {
         Self {
             topic_defaults: TopicConfig::kafka_defaults(),
             producer_expiration: Duration::from_secs(24 * 60 * 60),
+            commit_linger: Duration::ZERO,
         }
     }
 }
@@ -178,7 +182,12 @@ impl Store {
         let cluster_id = identity(&catalog, &tasks, home.name()).await?;
         let next = catalog.record::<i64>(Table::Meta, b"next_producer_id")?.unwrap_or(0);
         let context = Arc::new(Context {
-            committer: Committer::new(Arc::clone(&home), Arc::clone(&tasks), Arc::clone(&health)),
+            committer: Committer::new(
+                Arc::clone(&home),
+                Arc::clone(&tasks),
+                Arc::clone(&health),
+                options.commit_linger,
+            ),
             graveyard: Graveyard::new(Arc::clone(&home), Arc::clone(&tasks)),
             home,
             catalog,
@@ -279,6 +288,7 @@ impl Store {
             return Ok(());
         }
         let admin = self.admin.lock().await;
+        self.context.committer.close();
         self.context.tasks.idle().await;
         self.context.health.check()?;
         let partitions: Vec<_> = self.topics().iter().flat_map(|topic| topic.partitions.clone()).collect();

@@ -91,7 +91,9 @@ impl World {
     async fn open(&self) -> Arc<Store> {
         let device = self.ground.device(self.bug.as_ref()).await;
         let runtime = self.ground.sim().runtime();
-        let store = Store::open(Home::Volume(device), StoreOptions::default(), runtime).await;
+        let commit_linger = Duration::from_millis(self.ground.sim().seed() % 3);
+        let options = StoreOptions { commit_linger, ..StoreOptions::default() };
+        let store = Store::open(Home::Volume(device), options, runtime).await;
         let store = store.unwrap_or_else(|error| panic!("the store does not open: {error}"));
         let found =
             |topic: &Arc<Topic>| (topic.name().to_owned(), topic.id(), topic.partitions().len() as u32);
@@ -296,7 +298,11 @@ impl Client {
 
     async fn create(&self, name: &str, partitions: u32) {
         let own = [("segment.bytes", "4096"), ("retention.bytes", "16384"), ("file.delete.delay.ms", "20")];
-        let config = TopicConfig::kafka_defaults().with(own).unwrap();
+        let mut config = TopicConfig::kafka_defaults().with(own).unwrap();
+        if name == "t1" {
+            // Flushes that no producer asked for.
+            config = config.with([("flush.ms", "3"), ("flush.messages", "7")]).unwrap();
+        }
         self.ledger.lock().topic_asked(name, partitions);
         match self.store.create_topic(name, partitions, config).await {
             Ok(topic) => self.ledger.lock().topic_made(name, topic.id(), partitions),

@@ -43,8 +43,9 @@ pub(super) enum Job {
 impl Partition {
     /// Appends one or more batches as they came from a producer; all of them or none.
     ///
-    /// With [`Durability::Stable`] the answer carries a [`Commit`](super::Commit) to wait for. A duplicate of an
-    /// earlier append is not appended again, and answered with the offsets it got then.
+    /// With [`Durability::Stable`] the answer carries a [`Commit`](super::Commit) to wait for, and without it for the
+    /// append that makes `flush.messages` records since the last commit. A duplicate of an earlier append is not
+    /// appended again, and answered with the offsets it got then.
     pub async fn append(self: &Arc<Self>, batches: Bytes, durability: Durability) -> Result<Appended> {
         self.append_from(Origin::Client, batches, durability).await
     }
@@ -170,7 +171,7 @@ impl Partition {
         let ended = self.write(appender, &headers, marker, data.freeze(), &config).await?;
         // `check_batches` leaves no empty list.
         let end = headers.last().map_or(base_offset, Header::next_offset);
-        self.appended(end, durability == Durability::Stable, appender.producers.first_open(), ended);
+        let durability = self.appended(end, durability, &config, appender.producers.first_open(), ended);
         Ok(self.answer(base_offset, end - 1, log_append_time, durability))
     }
 
@@ -184,8 +185,8 @@ impl Partition {
         let log_start = self.log.read().start;
         // A repeated append joins too: the first one may not be durable yet.
         let end = self.progress.lock().log_end;
-        let commit =
-            (durability == Durability::Stable).then(|| self.context.committer.join(Arc::clone(self), end));
+        let waits = durability == Durability::Stable || self.is_held_back(last_offset);
+        let commit = waits.then(|| self.context.committer.join(Arc::clone(self), end));
         Appended { base_offset, last_offset, log_append_time, log_start, commit }
     }
 

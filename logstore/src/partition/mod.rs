@@ -32,12 +32,14 @@ use crate::producers::{Ended, Producers};
 use crate::segment::Segment;
 use crate::transactions::Stability;
 use parking_lot::{Mutex, RwLock};
+use raid::device::Durability;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The offsets that bound a partition. `log_start <= last_stable <= high_watermark <= log_end`.
@@ -84,7 +86,7 @@ pub struct Appended {
     pub log_append_time: Option<i64>,
     /// First offset held.
     pub log_start: i64,
-    /// With `Stable`: completes once the records are on stable storage.
+    /// With `Stable`, and when `flush.messages` asks for it: completes once the records are on stable storage.
     pub commit: Option<Commit>,
 }
 
@@ -117,13 +119,16 @@ struct Progress {
     /// End of the last append that must be durable before it is seen.
     must_commit: i64,
     stability: Stability,
+    /// When the committer will have made durable what nobody waits for, if it was told.
+    flush_due: Option<Duration>,
 }
 
 impl Progress {
     /// Of a log that is visible to its end.
     fn opened(log_end: i64, first_open: Option<i64>) -> Self {
         let stability = Stability::new(first_open);
-        Self { log_end, high_watermark: log_end, durable: log_end, must_commit: log_end, stability }
+        let (high_watermark, durable, must_commit) = (log_end, log_end, log_end);
+        Self { log_end, high_watermark, durable, must_commit, stability, flush_due: None }
     }
 
     fn visible(&self) -> Visible {
@@ -245,10 +250,21 @@ impl Partition {
     }
 
     /// An append is in the log; `first_open` is the oldest transaction open after it, `ended` the one it has ended.
-    fn appended(&self, end: i64, must_commit: bool, first_open: Option<i64>, ended: Option<Ended>) {
+    /// Returns whether somebody has to wait for it, as asked for or as `flush.messages` says; where nobody does,
+    /// `flush.ms` bounds how long it may take to become durable.
+    fn appended(
+        self: &Arc<Self>,
+        end: i64,
+        asked: Durability,
+        config: &TopicConfig,
+        first_open: Option<i64>,
+        ended: Option<Ended>,
+    ) -> Durability {
         let mut progress = self.progress.lock();
         progress.log_end = end;
-        if must_commit {
+        let unflushed = end - progress.durable.max(progress.must_commit);
+        let waits = asked == Durability::Stable || unflushed >= config.flush_messages;
+        if waits {
             progress.must_commit = end;
         }
         progress.stability.set_first_open(first_open);
@@ -256,6 +272,32 @@ impl Partition {
             progress.stability.ended(ended.first_offset, ended.last_offset);
         }
         self.publish(&mut progress);
+        if waits {
+            return Durability::Stable;
+        }
+        if config.flush_ms < i64::MAX {
+            let within = Duration::from_millis(config.flush_ms.unsigned_abs());
+            let due = self.context.tasks.runtime().now().saturating_add(within);
+            if progress.flush_due.is_none_or(|known| due < known) {
+                progress.flush_due = Some(due);
+                drop(progress);
+                self.context.committer.note(self, due);
+            }
+        }
+        asked
+    }
+
+    /// Whether a record is held back until a commit that is under way.
+    fn is_held_back(&self, offset: i64) -> bool {
+        let progress = self.progress.lock();
+        (progress.durable..progress.must_commit).contains(&offset)
+    }
+
+    /// A flush is about to start that covers all that was appended until now; returns where that ends.
+    pub(crate) fn flush_starts(&self) -> i64 {
+        let mut progress = self.progress.lock();
+        progress.flush_due = None;
+        progress.log_end
     }
 
     /// Tells the waiting; under the lock of `progress`, so that the order of watermarks is kept.

@@ -1,0 +1,242 @@
+//! When appends become durable, on the simulated clock: group commit and its linger, `flush.ms`, `flush.messages`.
+
+// A panic is how a test fails.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use logstore::{Appended, Home, Partition, Store, StoreOptions, TopicConfig};
+use raid::device::Durability;
+use std::sync::Arc;
+use std::time::Duration;
+use tests::sim::ledger::Ledger;
+use tests::sim::{CutStyle, Sim, SimDisk, SimDiskOptions};
+
+/// Longer than everything that a store does at once takes on a simulated disk.
+const SOON: Duration = Duration::from_millis(200);
+
+struct World {
+    sim: Sim,
+    disk: Arc<SimDisk>,
+    linger: Duration,
+}
+
+impl World {
+    fn new() -> Self {
+        let sim = Sim::new(7);
+        let disk = sim.disk("d", 16 << 20, SimDiskOptions::default());
+        // What is not flushed is lost.
+        sim.set_cut_style(CutStyle::AllLost);
+        Self { sim, disk, linger: Duration::ZERO }
+    }
+
+    async fn open(&self) -> Arc<Store> {
+        let options = StoreOptions { commit_linger: self.linger, ..StoreOptions::default() };
+        let home = Home::Volume(self.sim.plug(&self.disk));
+        Store::open(home, options, self.sim.runtime()).await.unwrap()
+    }
+
+    /// A topic that was appended to, so that no later append needs the catalog.
+    async fn topic(&self, store: &Store, partitions: u32, own: &[(&str, &str)]) -> Vec<Arc<Partition>> {
+        let config = TopicConfig::kafka_defaults().with(own.iter().copied()).unwrap();
+        let topic = store.create_topic("t", partitions, config).await.unwrap();
+        for partition in topic.partitions() {
+            append(partition, Durability::Stable).await.commit.unwrap().await.unwrap();
+        }
+        topic.partitions().to_vec()
+    }
+
+    async fn sleep(&self, time: Duration) {
+        self.sim.runtime().sleep(time).await;
+    }
+
+    fn flushes(&self) -> u64 {
+        self.disk.counts().flushes
+    }
+
+    /// Offsets after a power cut at the end of `life`.
+    fn ends_after(&self, life: impl Future<Output = Arc<Store>>) -> Vec<i64> {
+        let store = self.sim.block_on(life).unwrap();
+        self.sim.cut_now();
+        drop(store);
+        self.sim
+            .block_on(async {
+                let store = self.open().await;
+                let topic = store.topic("t").unwrap();
+                topic.partitions().iter().map(|partition| partition.offsets().log_end).collect()
+            })
+            .unwrap()
+    }
+}
+
+/// A batch of one record.
+fn record() -> Bytes {
+    Ledger::shared().lock().append_asked((uuid::Uuid::nil(), 0), 1, 100, None, false, 1).1
+}
+
+async fn append(partition: &Arc<Partition>, durability: Durability) -> Appended {
+    partition.append(record(), durability).await.unwrap()
+}
+
+#[test]
+fn without_flush_ms_nobody_flushes_what_nobody_waits_for() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 1, &[]).await;
+        assert!(append(&partitions[0], Durability::Cached).await.commit.is_none());
+        world.sleep(Duration::from_secs(1000)).await;
+        store
+    });
+    assert_eq!(ends, [1], "the append that nobody flushed is durable: this test and the next show nothing");
+}
+
+#[test]
+fn flush_ms_bounds_how_long_an_append_is_not_durable() {
+    const BOUND: Duration = Duration::from_millis(5000);
+    for (wait, durable) in [(BOUND.saturating_sub(SOON), false), (BOUND + SOON, true)] {
+        let world = World::new();
+        let ends = world.ends_after(async {
+            let store = world.open().await;
+            let partitions = world.topic(&store, 3, &[("flush.ms", "5000")]).await;
+            let before = world.flushes();
+            for partition in &partitions {
+                assert!(append(partition, Durability::Cached).await.commit.is_none());
+                assert_eq!(partition.offsets().high_watermark, 2, "what nobody waits for is visible at once");
+            }
+            world.sleep(wait).await;
+            assert_eq!(
+                world.flushes() - before,
+                u64::from(durable),
+                "one flush is enough for all partitions"
+            );
+            store
+        });
+        assert_eq!(ends, if durable { [2; 3] } else { [1; 3] }, "after {wait:?}");
+    }
+}
+
+#[test]
+fn the_bound_counts_from_the_first_append_that_is_not_durable() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 1, &[("flush.ms", "2000")]).await;
+        let before = world.flushes();
+        // Without a pause of 2 s between any two.
+        for _ in 0..10 {
+            append(&partitions[0], Durability::Cached).await;
+            world.sleep(Duration::from_millis(500)).await;
+        }
+        let flushes = world.flushes() - before;
+        assert!((2..=3).contains(&flushes), "{flushes} flushes in 5 s");
+        store
+    });
+    assert!((7..=10).contains(&ends[0]), "{ends:?}");
+}
+
+#[test]
+fn a_shorter_bound_overtakes_a_longer_one() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 2, &[("flush.ms", "3600000")]).await;
+        append(&partitions[0], Durability::Cached).await;
+        let config = TopicConfig::kafka_defaults().with([("flush.ms", "1000")]).unwrap();
+        store.configure_topic("t", config).await.unwrap();
+        // The catalog's commit has flushed what came before it; this starts anew.
+        append(&partitions[0], Durability::Cached).await;
+        append(&partitions[1], Durability::Cached).await;
+        world.sleep(Duration::from_millis(1000) + SOON).await;
+        store
+    });
+    assert_eq!(ends, [3, 2]);
+}
+
+#[test]
+fn any_flush_covers_what_waits_for_its_time() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 2, &[("flush.ms", "1000")]).await;
+        append(&partitions[0], Durability::Cached).await;
+        append(&partitions[1], Durability::Stable).await.commit.unwrap().await.unwrap();
+        let before = world.flushes();
+        world.sleep(Duration::from_secs(5)).await;
+        assert_eq!(world.flushes(), before, "nothing was left to flush");
+        store
+    });
+    assert_eq!(ends, [2, 2]);
+}
+
+#[test]
+fn flush_messages_makes_the_append_that_reaches_it_wait() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 1, &[("flush.messages", "3")]).await;
+        let partition = &partitions[0];
+        for _ in 0..2 {
+            for _ in 0..2 {
+                assert!(append(partition, Durability::Cached).await.commit.is_none());
+            }
+            let third = append(partition, Durability::Cached).await;
+            third.commit.expect("the third record has to wait for a flush").await.unwrap();
+        }
+        // Not the third since the last flush.
+        append(partition, Durability::Cached).await;
+        store
+    });
+    assert_eq!(ends, [7]);
+}
+
+#[test]
+fn closing_waits_for_no_bound() {
+    let world = World::new();
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let partitions = world.topic(&store, 1, &[("flush.ms", "3600000")]).await;
+        append(&partitions[0], Durability::Cached).await;
+        let begun = world.sim.now();
+        store.close().await.unwrap();
+        assert!(world.sim.now() - begun < Duration::from_secs(60), "closing waited for flush.ms");
+        store
+    });
+    assert_eq!(ends, [2]);
+}
+
+#[test]
+fn a_linger_gathers_company_and_no_longer() {
+    const LINGER: Duration = Duration::from_millis(3000);
+    for linger in [Duration::ZERO, LINGER] {
+        let mut world = World::new();
+        world.linger = linger;
+        let run = async {
+            let store = world.open().await;
+            let partitions = world.topic(&store, 4, &[]).await;
+            let (before, begun) = (world.flushes(), world.sim.now());
+            let mut commits = Vec::new();
+            for partition in &partitions {
+                commits.push(append(partition, Durability::Stable).await.commit.unwrap());
+                world.sleep(LINGER / 6).await;
+            }
+            for commit in commits {
+                commit.await.unwrap();
+            }
+            let (flushes, took) = (world.flushes() - before, world.sim.now() - begun);
+            if linger.is_zero() {
+                assert_eq!(flushes, 4, "commits that came one by one");
+                assert!(took < LINGER, "took {took:?}");
+            } else {
+                assert_eq!(flushes, 1, "commits that came within the linger");
+                assert!(took >= LINGER && took < LINGER + SOON, "took {took:?}");
+            }
+            // The next group waits anew, no less and no more.
+            let begun = world.sim.now();
+            append(&partitions[0], Durability::Stable).await.commit.unwrap().await.unwrap();
+            let took = world.sim.now() - begun;
+            assert!(took >= linger && took < linger + SOON, "took {took:?}");
+            store
+        };
+        assert_eq!(world.ends_after(run), [3, 2, 2, 2]);
+    }
+}
