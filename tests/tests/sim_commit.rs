@@ -198,7 +198,7 @@ fn closing_waits_for_no_bound() {
         append(&partitions[0], Durability::Cached).await;
         let begun = world.sim.now();
         store.close().await.unwrap();
-        assert!(world.sim.now() - begun < Duration::from_secs(60), "closing waited for flush.ms");
+        assert!(world.sim.now().saturating_sub(begun) < Duration::from_secs(60), "closing waited for flush.ms");
         store
     });
     assert_eq!(ends, [2]);
@@ -222,7 +222,7 @@ fn a_linger_gathers_company_and_no_longer() {
             for commit in commits {
                 commit.await.unwrap();
             }
-            let (flushes, took) = (world.flushes() - before, world.sim.now() - begun);
+            let (flushes, took) = (world.flushes() - before, world.sim.now().saturating_sub(begun));
             if linger.is_zero() {
                 assert_eq!(flushes, 4, "commits that came one by one");
                 assert!(took < LINGER, "took {took:?}");
@@ -233,7 +233,7 @@ fn a_linger_gathers_company_and_no_longer() {
             // The next group waits anew, no less and no more.
             let begun = world.sim.now();
             append(&partitions[0], Durability::Stable).await.commit.unwrap().await.unwrap();
-            let took = world.sim.now() - begun;
+            let took = world.sim.now().saturating_sub(begun);
             assert!(took >= linger && took < linger + SOON, "took {took:?}");
             store
         };
