@@ -92,7 +92,7 @@ fn without_flush_ms_nobody_flushes_what_nobody_waits_for() {
 
 #[test]
 fn flush_ms_bounds_how_long_an_append_is_not_durable() {
-    const BOUND: Duration = Duration::from_millis(5000);
+    const BOUND: Duration = Duration::from_secs(5);
     for (wait, durable) in [(BOUND.saturating_sub(SOON), false), (BOUND + SOON, true)] {
         let world = World::new();
         let ends = world.ends_after(async {
@@ -146,7 +146,7 @@ fn a_shorter_bound_overtakes_a_longer_one() {
         // The catalog's commit has flushed what came before it; this starts anew.
         append(&partitions[0], Durability::Cached).await;
         append(&partitions[1], Durability::Cached).await;
-        world.sleep(Duration::from_millis(1000) + SOON).await;
+        world.sleep(Duration::from_secs(1) + SOON).await;
         store
     });
     assert_eq!(ends, [3, 2]);
@@ -198,7 +198,10 @@ fn closing_waits_for_no_bound() {
         append(&partitions[0], Durability::Cached).await;
         let begun = world.sim.now();
         store.close().await.unwrap();
-        assert!(world.sim.now().saturating_sub(begun) < Duration::from_secs(60), "closing waited for flush.ms");
+        assert!(
+            world.sim.now().saturating_sub(begun) < Duration::from_secs(60),
+            "closing waited for flush.ms"
+        );
         store
     });
     assert_eq!(ends, [2]);
@@ -206,7 +209,7 @@ fn closing_waits_for_no_bound() {
 
 #[test]
 fn a_linger_gathers_company_and_no_longer() {
-    const LINGER: Duration = Duration::from_millis(3000);
+    const LINGER: Duration = Duration::from_secs(3);
     for linger in [Duration::ZERO, LINGER] {
         let mut world = World::new();
         world.linger = linger;
