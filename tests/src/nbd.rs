@@ -6,11 +6,12 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Extent, FileDevice, Io, OpenMode, Piece, ZeroMode};
 use raid::error::{Error, Operation};
+use raid::nbd::transmission::{Ended, Pool};
 use raid::nbd::wire::{
     self, ALLOCATION_CONTEXT, Chunk, ChunkHeader, ClientOption, Command, DONE, ExportQuery, MetaQuery,
     OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_LEN, SimpleReply, Style,
 };
-use raid::nbd::{Address, Export, Exports, Limits, Listeners, Security, Server};
+use raid::nbd::{Address, Export, Exports, Limits, Listeners, Security, Server, Session, adopt};
 use raid::runtime::BoxFuture;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -20,7 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// Size of the device under test: not a power of two, not a multiple of anything large.
 pub const SIZE: u64 = (64 << 20) + 512;
@@ -126,6 +127,28 @@ impl Serving {
         }
         client.go("vol");
         client
+    }
+
+    /// A connection that is served without a handshake, what announces the stop to it, and what waits for its end.
+    #[must_use]
+    pub fn adopted(&self) -> (Client, watch::Sender<bool>, std::sync::mpsc::Receiver<Ended>) {
+        let device = Arc::clone(&self.gate) as Arc<dyn Device>;
+        let export = Export { name: "gate".to_owned(), description: String::new(), device, read_only: false };
+        let session = Session { export: Arc::new(export), style: Style::Simple, allocation: false };
+        let (client, ours) = UnixStream::pair().expect("there are sockets");
+        client.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
+        ours.set_nonblocking(true).expect("a socket can be made so");
+        let (stop, stopping) = watch::channel(false);
+        let (done, wait) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            let stream = tokio::net::UnixStream::from_std(ours).expect("within the runtime");
+            let timing = Limits::standard().timing;
+            let ended = adopt(stream, session, Arc::new(Pool::new(0)), timing, stopping).await;
+            if done.send(ended).is_err() {
+                eprintln!("the connection ended when the test no longer waited");
+            }
+        });
+        (Client::over(client), stop, wait)
     }
 
     /// Announces the stop on a thread of its own and gives what waits for it.

@@ -222,7 +222,9 @@ fn modules(kernel: &Kernel, to: &Path) -> Vec<&'static str> {
     loaded
 }
 
-fn which(tool: &str) -> PathBuf {
+/// Where a program of this machine lies.
+#[must_use]
+pub fn which(tool: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
     let dirs = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]);
     let found = dirs.map(|dir| Path::new(dir).join(tool)).find(|path| path.is_file());

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 use tests::process::{Sandbox, left_out, run, succeed};
-use tests::vm::{boot_with, drives, results};
+use tests::vm::{boot_with, drives, results, which};
 use tests::volumes::Served;
 
 /// Many times what the machine needs when it has its cores to itself.
@@ -18,11 +18,11 @@ export PATH=/bin:/tools
 members="/dev/drive/disk0.img /dev/drive/disk1.img /dev/drive/disk2.img /dev/drive/disk3.img"
 serve() {
     : >/tmp/ready
-    raid10 serve $members "$@" >/tmp/ready 2>>/tmp/serve.log &
+    $under raid10 serve $members "$@" >/tmp/ready 2>>/tmp/serve.log &
     server=$!
     n=0
     until grep -q ready /tmp/ready; do
-        n=$((n + 1)); [ $n -lt 600 ] || { cat /tmp/serve.log; exit 1; }
+        n=$((n + 1)); [ $n -lt 1200 ] || { cat /tmp/serve.log; exit 1; }
         sleep 0.1
     done
 }
@@ -45,9 +45,9 @@ fn a_mounted_disk_lives_through_the_death_of_its_server() {
         let file = std::fs::File::create(image).expect("the sandbox can be written");
         file.set_len(96 << 20).expect("the sandbox has room");
     }
-    let raid10 = PathBuf::from(sandbox.raid10().get_program());
+    let programs = [PathBuf::from(sandbox.raid10().get_program()), which("setpriv")];
     let script = [FUNCTIONS, include_str!("kernel_attach.sh")].concat();
-    let output = boot_with(&sandbox, &drives(&images), &[raid10], 2, &script, LIMIT);
+    let output = boot_with(&sandbox, &drives(&images), &programs, 2, &script, LIMIT);
     let told = results(&output);
     for (key, expected) in [
         ("small", "/dev/nbd1"),

@@ -1,12 +1,18 @@
 # Run in the virtual machine by kernel_attach.rs, behind its functions; that reads what is printed as RESULT.
 dmesg -n 1
+# A sync, which an orderly end begins with, would wait for a server for ten minutes.
+trap 'cat /tmp/serve.log; dmesg | tail -n 60; echo o >/proc/sysrq-trigger; sleep 60' EXIT
 raid10 create $members --chunk 64K --name vol
 serve --direct
 vol=$server
 attached() { raid10 status "$1" | sed -n 's/^ Attached *//p'; }
 
-# A second volume, of files: it grows, its server stands still, and it is given up.
+# A second volume, of files: it may not be attached at first, it grows, its server stands still, and it is given up.
 raid10 create /tmp/a.img /tmp/b.img --size 24M --name small
+under="/tools/setpriv --bounding-set=-sys_admin" members="/tmp/a.img /tmp/b.img" serve
+refuse "the process that serves the volume must run as root, with CAP_SYS_ADMIN" raid10 attach small --device /dev/nbd1
+raid10 stop small
+wait $server
 members="/tmp/a.img /tmp/b.img" serve
 small=$server
 
@@ -129,3 +135,4 @@ rmmod nbd
 refuse "load it with \`modprobe nbd\`" raid10 attach vol --device /dev/nbd0
 raid10 stop vol
 wait $vol
+trap - EXIT

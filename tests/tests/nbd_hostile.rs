@@ -2,7 +2,7 @@
 //! is hung up on; the server, and every other client, goes on.
 
 use raid::nbd::Limits;
-use raid::nbd::transmission::{MAX_REQUESTS, Timing};
+use raid::nbd::transmission::{Ended, MAX_REQUESTS, Timing};
 use raid::nbd::wire::{ClientOption, ExportQuery, OptionHeader, SimpleReply};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use tests::process::eventually;
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
+const DISC: u16 = 2;
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
@@ -486,6 +487,44 @@ fn stopping_finishes_what_runs_refuses_what_comes_and_closes() {
     stopped.recv_timeout(Duration::from_secs(30)).unwrap();
     assert_eq!(&std::fs::read(serving.image()).unwrap()[..4], b"done");
     assert!(!serving.socket().exists(), "the socket's file is left behind");
+}
+
+/// A kernel's disk gives what has not been answered to the next server; refused, its users would see an error.
+#[test]
+fn an_adopted_connection_leaves_what_comes_after_the_stop_unanswered() {
+    let serving = Serving::start();
+    let (mut client, stop, ended) = serving.adopted();
+    client.write(8192, b"before");
+    assert_eq!(client.read(8192, 6), b"before");
+    serving.gate.close();
+    client.ask(WRITE, 0, 1, 0, 4);
+    client.put(b"done");
+    eventually("the write to begin", Duration::from_secs(10), || {
+        (serving.gate.asked().len() == 3).then_some(())
+    });
+    stop.send_replace(true);
+    client.ask(WRITE, 0, 2, 0, 4);
+    client.put(b"late");
+    assert!(ended.recv_timeout(Duration::from_millis(300)).is_err(), "ended before its write had");
+    serving.gate.let_through(1);
+    client.expect(1, 0);
+    client.assert_closed();
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::Stopped));
+    assert_eq!(&std::fs::read(serving.image()).unwrap()[..4], b"done");
+}
+
+/// Told apart, since the one is the end of a kernel's disk, and the other is not.
+#[test]
+fn an_adopted_connection_tells_a_goodbye_from_a_hang_up() {
+    let serving = Serving::start();
+    let (mut client, _stop, ended) = serving.adopted();
+    client.write(0, b"x");
+    client.ask(DISC, 0, 0, 0, 0);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::ByClient));
+    let (mut client, _stop, ended) = serving.adopted();
+    client.write(0, b"x");
+    drop(client);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::HungUp));
 }
 
 #[test]

@@ -124,14 +124,15 @@ impl KernelDisk {
         Ok(Self::kept(number, name, lines, connections, io))
     }
 
-    /// Takes over a disk of this volume that another server has left. Blocks; the connections run on `io`.
+    /// Takes over a disk of this volume that another server has left; gives with it what could not be had. Blocks; the
+    /// connections run on `io`.
     pub(super) fn take_over(
         device: Arc<dyn Device>,
         volume: Uuid,
         read_only: bool,
         number: u32,
         io: &Handle,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Option<String>)> {
         let driver = driver()?;
         let refused = |errno| refused(Some(number), errno);
         let stands = nbd_disk(number).filter(|disk| disk.volume() == Some(volume));
@@ -148,10 +149,11 @@ impl KernelDisk {
         drop(theirs);
         let disk = Self::kept(number, backend.clone(), lines, connections, io);
         // Only now: the driver may wait for what is under way before it changes the size.
-        if size != was {
-            driver.resize(number, &backend, size).map_err(refused)?;
-        }
-        Ok(disk)
+        let resized = if size == was { Ok(()) } else { driver.resize(number, &backend, size) };
+        let warning = resized.err().map(|errno| {
+            format!("/dev/nbd{number} is still {was} bytes large, and its volume {size}: {}", refused(errno))
+        });
+        Ok((disk, warning))
     }
 
     fn kept(number: u32, backend: String, lines: Lines, connections: JoinSet<Ended>, io: &Handle) -> Self {

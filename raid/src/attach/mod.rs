@@ -144,18 +144,22 @@ impl Attacher {
         if let Some(shown) = state.shown(self.read_only) {
             return Ok(shown);
         }
+        let mut warnings = Vec::new();
         *state = match way {
             Way::File => State::File(self.show(device, volume, io)?),
             Way::Nbd { device: number } => {
                 State::Disk(KernelDisk::connect(device, volume, self.read_only, number, io)?)
             }
             Way::NbdAgain { device: number } => {
-                State::Disk(KernelDisk::take_over(device, volume, self.read_only, number, io)?)
+                let (disk, warning) = KernelDisk::take_over(device, volume, self.read_only, number, io)?;
+                warnings.extend(warning);
+                State::Disk(disk)
             }
         };
         let shown =
             state.shown(self.read_only).ok_or(AttachError::NotAttached { name: volume.to_string() })?;
-        Ok(Shown { warnings: hold_memory(), ..shown })
+        warnings.extend(hold_memory());
+        Ok(Shown { warnings, ..shown })
     }
 
     fn show(&self, device: Arc<dyn Device>, volume: Uuid, io: &tokio::runtime::Handle) -> Result<VolumeFile> {

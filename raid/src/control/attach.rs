@@ -15,7 +15,7 @@ impl Served {
     }
 
     /// Does with the attacher what may block.
-    async fn with_attacher<T: Send + 'static>(
+    pub(super) async fn with_attacher<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Attacher) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -26,8 +26,12 @@ impl Served {
     }
 }
 
-pub(super) async fn attached(State(served): State<Served>) -> Json<Option<Shown>> {
-    Json(served.attach.as_ref().and_then(|attacher| attacher.shown()))
+pub(super) async fn attached(State(served): State<Served>) -> Answer<Option<Shown>> {
+    if served.attach.is_none() {
+        return Ok(Json(None));
+    }
+    // It waits while the volume is being attached, which may in turn wait for what the disk was asked before.
+    Ok(Json(served.with_attacher(|attacher| Ok(attacher.shown())).await?))
 }
 
 pub(super) async fn attach(State(served): State<Served>, body: Body) -> Answer<Shown> {
@@ -45,8 +49,8 @@ pub(super) async fn detach(State(served): State<Served>) -> Answer<Done> {
     served
         .carry_out(|served| async move {
             // A volume that can no longer be flushed can be detached all the same, and says so.
-            let flushed =
-                if served.attacher()?.shown().is_some() { served.volume.flush().await } else { Ok(()) };
+            let shown = served.with_attacher(|attacher| Ok(attacher.shown())).await?;
+            let flushed = if shown.is_some() { served.volume.flush().await } else { Ok(()) };
             served.with_attacher(Attacher::detach).await?;
             flushed.map(|()| Done {})
         })

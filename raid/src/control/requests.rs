@@ -187,8 +187,9 @@ async fn status(State(served): State<Served>) -> Json<Status> {
 }
 
 async fn stop_volume(State(served): State<Served>) -> Answer<Done> {
-    if let Some(attacher) = &served.attach {
-        attacher.close(served.volume.name())?;
+    if served.attach.is_some() {
+        let name = served.volume.name().to_owned();
+        served.with_attacher(move |attacher| attacher.close(&name)).await?;
     }
     served.stop.request();
     served.stop.outcome().await.map_err(Error::Remote)?;
