@@ -7,12 +7,13 @@
 //! It is advice. Whatever is forgotten here (a restart, a flush that fails, too many scattered writes) stays in memory until
 //! the kernel wants the page for something else.
 //!
-//! Cost: a mutex a leg that is not read, where its device has pages at all; after a flush, for every [`LEAST`] bytes, a look
-//! at each of their pages. Never more than [`MOST`] ranges a member: writes that are scattered so widely are left alone.
+//! Cost: a mutex a leg that is not read, where its device has pages at all; for every [`LEAST`] bytes, a task that looks at
+//! each of their pages once a flush is over. Never more than [`MOST`] ranges a member: writes that are scattered so widely are left alone.
 
 use crate::range_set::RangeSet;
 use parking_lot::Mutex;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The largest page there may be.
 const PAGE: u64 = 64 << 10;
@@ -23,22 +24,39 @@ const MOST: usize = 1024;
 
 /// What was written to a member for the sake of redundancy only, since that was last let go. Positions on its device.
 #[derive(Debug, Default)]
-pub(crate) struct Unread(Mutex<RangeSet>);
+pub(crate) struct Unread {
+    ranges: Mutex<RangeSet>,
+    /// Pages are being let go.
+    busy: AtomicBool,
+}
 
 impl Unread {
     /// A range was written.
     pub(crate) fn note(&self, range: Range<u64>) {
-        let mut ranges = self.0.lock();
+        let mut ranges = self.ranges.lock();
         ranges.insert(range);
         if ranges.count() > MOST {
             *ranges = RangeSet::default();
         }
     }
 
+    /// Whether pages are being let go. One call at a time: a disk that hangs in it holds up no other.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// That begins, or ends.
+    pub(crate) fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Release);
+    }
+
     /// The whole pages, if they are worth a call: the caller flushes the member next, and lets go of them when that is
     /// done. Parts of pages stay for what is written beside them.
     pub(crate) fn take(&self) -> Vec<Range<u64>> {
-        let mut ranges = self.0.lock();
+        if self.is_busy() {
+            return Vec::new();
+        }
+        let mut ranges = self.ranges.lock();
         let whole = |range: Range<u64>| range.start.next_multiple_of(PAGE)..range.end / PAGE * PAGE;
         let pages: Vec<_> = ranges.iter().map(whole).filter(|pages| pages.start < pages.end).collect();
         if pages.iter().map(|pages| pages.end - pages.start).sum::<u64>() < LEAST {
@@ -70,7 +88,7 @@ mod tests {
         assert_eq!(taken, vec![whole]);
         // Both ends wait for what will be written beside them.
         let left = RangeSet::from_iter([100..PAGE, taken[0].end..at + PAGE]);
-        assert_eq!(*unread.0.lock(), left);
+        assert_eq!(*unread.ranges.lock(), left);
     }
 
     #[test]
@@ -82,6 +100,6 @@ mod tests {
             unread.note(LEAST * at..LEAST * at + PAGE);
         }
         assert_eq!(unread.take(), []);
-        assert!(unread.0.lock().is_empty());
+        assert!(unread.ranges.lock().is_empty());
     }
 }

@@ -87,7 +87,7 @@ impl Piece {
     /// Whether anybody can tell what of it is in memory.
     #[must_use]
     pub fn tells_residency(&self) -> bool {
-        self.residency.is_some()
+        self.residency.as_ref().is_some_and(|residency| residency.is_known())
     }
 
     /// Whether all of it is in memory now, so that sending it waits for no disk. Costs a system call and a look at each

@@ -96,6 +96,15 @@ impl Residency {
         Self(Knowledge::None)
     }
 
+    /// Whether [`Residency::holds`] has an answer: not where pages are not of 4 KiB, unless all is in memory.
+    pub(super) fn is_known(&self) -> bool {
+        match self.0 {
+            Knowledge::InMemory => true,
+            Knowledge::Asked(_) => rustix::param::page_size() as u64 == PAGE,
+            Knowledge::None => false,
+        }
+    }
+
     /// Whether all of the file always is.
     pub(super) fn is_in_memory(&self) -> bool {
         matches!(self.0, Knowledge::InMemory)

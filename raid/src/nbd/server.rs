@@ -32,7 +32,8 @@ const KEEP_ALIVE_PROBES: u32 = 3;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a Unix socket may hold of replies that its client has not read. The usual 208 KiB are three replies of 64 KiB:
 /// server and client then wake each other for each. The kernel doubles it for its own needs, and takes as much as
-/// `net.core.wmem_max` allows. Pages that were spliced stay page cache while they wait here.
+/// `net.core.wmem_max` allows. Pages that were spliced stay page cache while they wait here; what was copied is the kernel's
+/// memory, up to a megabyte for each client that does not read, beside the bytes in flight.
 pub(crate) const SEND_BUFFER: usize = 512 << 10;
 /// Capacity for one receive of the handshake.
 const HANDSHAKE_RECEIVE: usize = 4096;

@@ -17,7 +17,7 @@ pub(crate) mod scrub;
 pub(crate) use pace::{Pace, Speed};
 pub(crate) use progress::Progress;
 pub(crate) use resync::{differing_runs, equalise};
-pub(crate) use scrub::{Scrub, rewrite_unreadable};
+pub(crate) use scrub::Scrub;
 
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;

@@ -286,7 +286,7 @@ fn has_bad(roster: &Roster, span: Span) -> bool {
 
 /// Rewrites what cannot be read on one copy of a span from another one. Two that each lost another sector help each
 /// other out.
-pub(crate) async fn rewrite_unreadable(inner: &Arc<Inner>, span: Span) {
+async fn rewrite_unreadable(inner: &Arc<Inner>, span: Span) {
     let mut left = vec![span];
     while let Some(piece) = left.pop() {
         match inner.recover_piece(piece).await {

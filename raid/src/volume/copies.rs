@@ -5,7 +5,7 @@
 //! ([`Inner::mend`]).
 //!
 //! **Ways.** With r copies and N members there are r ways by number, and r + N where members hold more than one number
-//! (N > r): way `c` reads copy number c of each chunk; way `r + m` avoids the member in slot m. So whichever *one*
+//! (all layouts but near copies on r members): way `c` reads copy number c of each chunk; way `r + m` avoids the member in slot m. So whichever *one*
 //! member holds noise, one way reads none of it, however a range is spread over chunks; and if in each set of mirrors
 //! it is the same number, one way does as well. A copy that is missing, incomplete, listed as bad or unreadable is
 //! skipped for the next of its chunk.
@@ -16,8 +16,11 @@
 //! could not be rewritten does not make the range unsynced: the error says that it differs still.
 //!
 //! Whole blocks are read and written, under their range lock: what else is in them stays what that copy held, and no
-//! writer comes between. Members that are being filled are mended where they are filled; the rest is copied later, from
-//! those that were. Rewrites are durable and read back before the lock is let go.
+//! writer comes between. A copy that cannot be read is written, with what another copy holds around the range. Members
+//! that are being filled, and blocks that are listed as bad, are written without a look: a rebuild may have copied the
+//! bad content already and not have counted it yet. Where a member is missing, the range is marked dirty in the bitmap
+//! once all others are equal, so that it gets what was mended when it returns. Rewrites are durable and read back before
+//! the lock is let go; as long as one copy is not known to be good, the mend is an error.
 //!
 //! Cost: all copies of the range are read, up to [`WINDOW`] at once; each copy that differs costs a write and a read of
 //! the blocks that differ, and its member a flush a window.
@@ -26,9 +29,9 @@ use super::{Contents, Inner, Order, Roster, Verdict, run_to_end};
 use crate::device::{Durability, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::event::Event;
-use crate::geometry::{MemberOffset, Slot, Span};
+use crate::geometry::{Chunk, MemberOffset, Slot, Span};
 use crate::member::Member;
-use crate::sync::{differing_runs, rewrite_unreadable};
+use crate::sync::differing_runs;
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +47,8 @@ struct Rewrite {
     good: Bytes,
     /// First byte of the array that differs, and bytes to the last one that does.
     of: (u64, u64),
+    /// The copy was one that is read. One that is being filled, or listed as bad, is written without a look.
+    counts: bool,
 }
 
 impl Inner {
@@ -51,7 +56,10 @@ impl Inner {
     pub(super) fn ways(&self) -> usize {
         let roster = self.roster.load();
         let (copies, members) = (roster.geometry.copies(), roster.geometry.members());
-        if members > copies { copies + members } else { copies }
+        let slot = |chunk, copy| roster.geometry.place(Chunk(chunk), copy).slot;
+        // Neighbouring chunks tell: what moves on does so from the first to the second.
+        let is_apart = members == copies && (0..copies).all(|copy| slot(0, copy) == slot(1, copy));
+        if is_apart { copies } else { copies + members }
     }
 
     /// Reads a range in one way, as it is: nothing is settled first.
@@ -122,7 +130,7 @@ impl Inner {
         let roster = self.roster();
         let mut rewrites = Vec::new();
         for span in roster.geometry.spans(range.start, range.end - range.start) {
-            rewrites.extend(self.to_rewrite(&roster, span, at, good).await);
+            rewrites.extend(self.to_rewrite(&roster, span, at, good).await?);
         }
         if rewrites.is_empty() {
             return Ok(0);
@@ -130,43 +138,60 @@ impl Inner {
         let outcome = self.carry_out(&rewrites).await;
         // Who was taken out is on record before the others count.
         let recorded = self.recorded().await;
-        outcome.and_then(|members| recorded.map(|()| members))
+        let members = outcome.and_then(|members| recorded.map(|()| members))?;
+        if self.roster().is_degraded() {
+            // Who returns gets what is dirty. All copies that are here are equal now: it does no harm.
+            self.prepare(&range).await?;
+        }
+        Ok(members)
     }
 
-    /// What is to be written to make all copies of a span hold what of `good`, which begins at `at`, belongs there.
-    async fn to_rewrite(
-        self: &Arc<Self>,
-        roster: &Roster,
-        span: Span,
-        at: u64,
-        good: &Bytes,
-    ) -> Vec<Rewrite> {
-        let mut found = self.read_copies(&roster.readable(span), span.len).await;
-        if !found.bad.is_empty() {
-            found.bad.iter().for_each(|(member, ..)| member.count_read_error());
-            rewrite_unreadable(self, span).await;
-            found = self.read_copies(&roster.readable(span), span.len).await;
-        }
-        let Contents { good: copies, bad } = found;
-        for (member, _, failure) in bad {
-            tracing::warn!(volume = %self.name, member = member.device.name(), %failure, "a copy was not mended");
-        }
+    /// What is to be written to make all copies of a span hold what of `good`, which begins at `at`, belongs there. An
+    /// error, where a copy can neither be read nor be written as a whole.
+    async fn to_rewrite(&self, roster: &Roster, span: Span, at: u64, good: &Bytes) -> Result<Vec<Rewrite>> {
         let (from, to) = (at.max(span.at), (at + good.len() as u64).min(span.at + span.len));
-        let part = &good[(from - at) as usize..(to - at) as usize];
-        let mut rewrites = Vec::new();
-        for (member, place, content) in copies {
+        let part = good.slice((from - at) as usize..(to - at) as usize);
+        let skip = from - span.at;
+        let written = roster.geometry.places(span.chunk).flat_map(|place| {
+            let at = MemberOffset(place.at.0 + span.within);
+            let members = roster.at(place).filter(|member| member.is_written());
+            members.map(move |member| (member, at))
+        });
+        let (counted, others): (Vec<_>, Vec<_>) =
+            written.partition(|(member, at)| member.is_readable(*at, span.len));
+        let counted: Vec<_> = counted.into_iter().map(|(member, at)| (member, member.position(at))).collect();
+        let Contents { good: copies, bad } = self.read_copies(&counted, span.len).await;
+        let patched = |content: &BytesMut| {
             let mut wanted = content.clone();
-            wanted[(from - span.at) as usize..(to - span.at) as usize].copy_from_slice(part);
-            let wanted = wanted.freeze();
-            rewrites.extend(differing_runs(Some(&content), &wanted).into_iter().map(|run| {
+            wanted[skip as usize..skip as usize + part.len()].copy_from_slice(&part);
+            wanted.freeze()
+        };
+        let mut rewrites = Vec::new();
+        for (member, place, content) in &copies {
+            let wanted = patched(content);
+            rewrites.extend(differing_runs(Some(content), &wanted).into_iter().map(|run| {
                 let start = run.start as u64;
                 let good = wanted.slice(run.clone());
                 let of = differing(&content[run], &good);
                 let of = (span.at + start + of.start as u64, of.len() as u64);
-                Rewrite { member: Arc::clone(&member), at: place + start, good, of }
+                Rewrite { member: Arc::clone(member), at: place + start, good, of, counts: true }
             }));
         }
-        rewrites
+        for (member, place, failure) in bad {
+            member.count_read_error();
+            // Whole blocks: of the rest of them, what another copy holds.
+            let wanted = match copies.first() {
+                Some((.., content)) => patched(content),
+                None if part.len() as u64 == span.len => part.clone(),
+                None => return Err(failure),
+            };
+            rewrites.push(Rewrite { member, at: place, good: wanted, of: (from, to - from), counts: true });
+        }
+        for (member, place) in others {
+            let (member, at) = (Arc::clone(member), member.position(place) + skip);
+            rewrites.push(Rewrite { member, at, good: part.clone(), of: (from, to - from), counts: false });
+        }
+        Ok(rewrites)
     }
 
     /// Writes, flushes and reads back. Returns how many members have been made good.
@@ -199,12 +224,16 @@ impl Inner {
         for (member, outcome) in members.iter().zip(outcomes) {
             match outcome {
                 Ok(()) => {
-                    mended += 1;
-                    member.count_corrected();
-                    rewrites
-                        .iter()
-                        .filter(|one| Arc::ptr_eq(&one.member, member))
-                        .for_each(|one| self.tell_of(one));
+                    let own = || rewrites.iter().filter(|one| Arc::ptr_eq(&one.member, member));
+                    for Rewrite { at, good, .. } in own() {
+                        let at = at - member.position(MemberOffset(0));
+                        member.note_written(&(at..at + good.len() as u64));
+                    }
+                    if own().any(|one| one.counts) {
+                        mended += 1;
+                        member.count_corrected();
+                    }
+                    own().filter(|one| one.counts).for_each(|one| self.tell_of(one));
                 }
                 Err(failure) if self.judge(member, &failure) == Verdict::Kept => {
                     unsettled.get_or_insert(failure);

@@ -248,9 +248,12 @@ impl Inner {
         // What was written well is durable before it counts as good: else a power cut would leave an old block, which
         // nothing calls bad any more.
         self.flush().await?;
+        // Before and after: who looks in between knows the one or the other.
+        self.rearranged();
         for member in healed.into_iter().filter(|member| !member.is_faulty()) {
             member.clear_flushed();
         }
+        self.rearranged();
         self.noticed.fetch_add(1, Ordering::AcqRel);
         self.recorded().await
     }

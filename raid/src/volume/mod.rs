@@ -238,7 +238,7 @@ impl Inner {
     }
 
     /// Another copy may be the one that is usually read, from now on.
-    fn rearranged(&self) {
+    pub(crate) fn rearranged(&self) {
         self.arrangements.fetch_add(1, Ordering::AcqRel);
     }
 

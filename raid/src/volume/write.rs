@@ -19,10 +19,10 @@ use crate::event::Event;
 use crate::geometry::MemberOffset;
 use crate::member::Member;
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Blocks of one write that may turn out bad before its member counts as failed.
 const MOST_BAD: u64 = 16;
@@ -179,6 +179,7 @@ impl Inner {
             if !member.note_bad(range) {
                 return false;
             }
+            self.rearranged();
         }
         if let Some(slot) = member.slot() {
             let path = member.device.name().to_owned();
@@ -195,20 +196,15 @@ impl Inner {
         let members: Vec<&Arc<Member>> = roster.written().collect();
         let unread: Vec<_> = members.iter().map(|member| member.unread.take()).collect();
         let answers = self.ask_all(members.iter().map(|member| (*member, Order::Flush)).collect()).await;
-        let (mut unsettled, mut forgotten) = (None, Vec::new());
+        let mut unsettled = None;
         for ((member, outcome), pages) in members.into_iter().zip(answers).zip(unread) {
             let Err(failure) = outcome else {
-                if !pages.is_empty() {
-                    forgotten.push(member.device.forget(pages));
-                }
+                self.forget(member, pages);
                 continue;
             };
             if self.judge(member, &failure) == Verdict::Kept {
                 unsettled.get_or_insert(failure);
             }
-        }
-        for refused in join_all(forgotten).await.into_iter().filter_map(Result::err) {
-            tracing::debug!(volume = %self.name, %refused, "pages of a second copy stay in memory");
         }
         if self.is_active() {
             self.recorded().await?;
@@ -216,6 +212,22 @@ impl Inner {
         // Another flush may have found the loss while this one was under way: its data counts for this one too.
         self.refuse_if_lost()?;
         unsettled.map_or(Ok(()), Err)
+    }
+
+    /// Lets go of pages that are on disk now, in a task of its own: nobody waits for advice. A member has one at a time; a
+    /// disk that hangs in it loses no more than that.
+    fn forget(&self, member: &Arc<Member>, pages: Vec<Range<u64>>) {
+        if pages.is_empty() {
+            return;
+        }
+        member.unread.set_busy(true);
+        let member = Arc::clone(member);
+        self.runtime.spawn(Box::pin(async move {
+            if let Err(refused) = member.device.forget(pages).await {
+                tracing::debug!(member = member.device.name(), %refused, "pages of a second copy stay in memory");
+            }
+            member.unread.set_busy(false);
+        }));
     }
 
     /// Makes durable, once, what an earlier process may have left in the machine's caches when it was killed: two copies
@@ -240,7 +252,16 @@ impl Inner {
             return Ok(());
         }
         self.flush().await?;
-        self.mark_stopped().await
+        self.mark_stopped().await?;
+        // Whoever opens the members next finds nobody in them, unless a disk hangs.
+        let roster = self.roster();
+        for _ in 0..200 {
+            if !roster.written().any(|member| member.unread.is_busy()) {
+                break;
+            }
+            self.runtime.sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 }
 

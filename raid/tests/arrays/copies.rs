@@ -6,14 +6,26 @@ use bytes::{Bytes, BytesMut};
 use raid::create::Bitmap;
 use raid::device::{Caching, Device, Durability, FileDevice, OpenMode, buffer};
 use raid::event::Event;
+use raid::orders::SpeedLimits;
 use raid::volume::{AssembleOptions, Volume};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 8 << 10;
 const MEMBER: u64 = 2 * MIB;
-const SHAPES: [(&str, usize); 8] =
-    [("n2", 2), ("n2", 3), ("n2", 4), ("f2", 4), ("o2", 4), ("n3", 3), ("n3", 5), ("o2", 3)];
+const SHAPES: [(&str, usize); 11] = [
+    ("n2", 2),
+    ("n2", 3),
+    ("n2", 4),
+    ("f2", 2),
+    ("f2", 4),
+    ("o2", 2),
+    ("o2", 4),
+    ("n3", 3),
+    ("f3", 3),
+    ("n3", 5),
+    ("o2", 3),
+];
 
 async fn filled(layout: &str, members: usize) -> (Array, Bytes) {
     let array = Array::new(layout, &vec![MEMBER; members], CHUNK, Bitmap::STANDARD).await;
@@ -118,6 +130,58 @@ async fn a_missing_member_is_skipped_and_one_that_returns_gets_what_was_mended()
     for _ in 0..20 {
         volume.mend(0, content.clone()).await.unwrap();
     }
+    next(&mut events, |event| matches!(event, Event::SpareActive { .. }).then_some(())).await;
+    array.stop(volume).await;
+    for copy in array.contents(&array.geometry) {
+        assert!(copy == content);
+    }
+}
+
+/// A rebuild copies what its source holds, noise too, before the copy counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mend_reaches_what_a_rebuild_has_copied_already() {
+    let (array, content) = filled("n2", 2).await;
+    let volume = array.start().await;
+    volume.fail(&"1".parse().unwrap()).await.unwrap();
+    volume.remove(&"1".parse().unwrap()).await.unwrap();
+    std::fs::remove_file(&array.paths[1]).unwrap();
+    raid::create::make_image(&array.paths[1], MEMBER).unwrap();
+    let mut events = volume.events();
+    volume.set_speed(SpeedLimits { min: 1, max: 8 * MIB });
+    volume.add(open(&array.paths[1]), false).await.unwrap();
+    let chunks = array.geometry.size() / CHUNK;
+    for round in 0..80 {
+        let chunk = round * 37 % chunks;
+        let (path, at) = array.copy(chunk, 0);
+        flip(&path, at, CHUNK as usize);
+        // Time enough for the rebuild to come by, or not.
+        tokio::task::yield_now().await;
+        let range = (chunk * CHUNK) as usize..((chunk + 1) * CHUNK) as usize;
+        assert!(volume.mend(chunk * CHUNK, content.slice(range)).await.unwrap() > 0);
+    }
+    next(&mut events, |event| matches!(event, Event::SpareActive { .. }).then_some(())).await;
+    array.stop(volume).await;
+    for copy in array.contents(&array.geometry) {
+        assert!(copy == content);
+    }
+}
+
+/// A member that returns copies what is dirty only: what was mended without it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_returns_by_bitmap_gets_what_was_mended_meanwhile() {
+    let (array, content) = filled("n2", 2).await;
+    // Noise on both copies of a chunk, which somebody above knows better.
+    let (chunk, range) = (5, 5 * CHUNK as usize..6 * CHUNK as usize);
+    for copy in 0..2 {
+        let (path, at) = array.copy(chunk, copy);
+        flip(&path, at, CHUNK as usize);
+    }
+    let volume = array.start().await;
+    volume.fail(&"1".parse().unwrap()).await.unwrap();
+    assert_eq!(volume.mend(chunk * CHUNK, content.slice(range)).await.unwrap(), 1);
+    volume.remove(&"1".parse().unwrap()).await.unwrap();
+    let mut events = volume.events();
+    volume.add(open(&array.paths[1]), false).await.unwrap();
     next(&mut events, |event| matches!(event, Event::SpareActive { .. }).then_some(())).await;
     array.stop(volume).await;
     for copy in array.contents(&array.geometry) {
