@@ -11,7 +11,8 @@ use std::fmt::Write;
 pub struct Epochs(Vec<(i32, i64)>);
 
 impl Epochs {
-    /// Takes note that `epoch` writes from `start` on. An epoch that wrote nothing gives way to its successor.
+    /// Takes note that `epoch` writes from `start` on, where the log ends. An epoch that wrote nothing gives way to its
+    /// successor, as does one of which nothing is left.
     pub fn begin(&mut self, epoch: i32, start: i64) {
         if self.0.last().is_some_and(|&(last, _)| last >= epoch) {
             return;
@@ -77,6 +78,9 @@ mod tests {
         assert_eq!(epochs.end_offset(9, 400), None, "it has not begun");
         assert_eq!(epochs.end_offset(-1, 400), None);
         assert_eq!(Epochs::default().end_offset(0, 0), None);
+        let mut cut = epochs.clone();
+        cut.begin(6, 250);
+        assert_eq!(cut.0, [(0, 0), (2, 100), (6, 250)], "a log that was cut at 250 has lost all of epoch 5");
         epochs.trim_start(120);
         assert_eq!(epochs.end_offset(1, 400), Some((1, 120)), "what it wrote is gone");
         assert_eq!(epochs.checkpoint(), "0\n2\n2 120\n5 300\n");

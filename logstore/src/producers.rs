@@ -313,7 +313,7 @@ impl Producers {
         let first_offset = producer.open.take()?;
         self.open.remove(&first_offset);
         let (last_offset, outcome) = (header.last_offset(), marker.outcome);
-        let last_stable = self.first_open().unwrap_or(last_offset + 1);
+        let last_stable = self.first_open().unwrap_or(last_offset.saturating_add(1));
         Some(Ended { producer_id, first_offset, last_offset, last_stable, outcome })
     }
 

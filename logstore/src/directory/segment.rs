@@ -111,11 +111,11 @@ impl FileSegment {
         self.home.catalog.get().map_or(Ok(None), |catalog| catalog.record(Table::Segments, &self.key()))
     }
 
-    /// The files that are the segment's alone.
-    fn paths(&self) -> [PathBuf; 4] {
-        let derived = [Kind::OffsetIndex, Kind::TimeIndex, Kind::TxnIndex];
-        let [offsets, times, aborted] = derived.map(|kind| self.sidecar_path(kind, 0));
-        [self.path(), offsets, times, aborted]
+    /// The files that nobody needs without the segment; the producers where it starts among them.
+    fn paths(&self) -> [PathBuf; 5] {
+        let derived = [Kind::OffsetIndex, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot];
+        let [offsets, times, aborted, producers] = derived.map(|kind| self.sidecar_path(kind, self.base));
+        [self.path(), offsets, times, aborted, producers]
     }
 
     fn is_open(&self) -> Option<Arc<File>> {
@@ -346,10 +346,13 @@ fn read_whole(path: &Path) -> Result<Option<Bytes>> {
     Ok((bytes.len() as u64 <= LARGEST_SIDECAR).then(|| Bytes::from(bytes)))
 }
 
-/// Snapshots are needed where the segment starts and where it ends; what earlier stops left is not.
+/// Snapshots are kept where a segment starts, as Kafka does, and where the last one ends; what earlier stops left is
+/// not.
 fn remove_old_snapshots(dir: &Path, base: i64, end: i64) -> Result<()> {
+    let starts = |offset| names::offset_file(dir, offset, "log").exists();
     for (name, path) in entries(dir)? {
-        if names::offset_of(&name, "snapshot").is_some_and(|offset| offset != base && offset < end) {
+        let offset = names::offset_of(&name, "snapshot");
+        if offset.is_some_and(|offset| offset != base && offset < end && !starts(offset)) {
             remove(&path)?;
         }
     }
