@@ -5,7 +5,7 @@
 
 use crate::broker::Broker;
 use crate::connection::Pending;
-use crate::handlers::{admin, cluster, fetch, groups, offsets, produce, topics};
+use crate::handlers::{admin, cluster, fetch, groups, logs, offsets, produce, topics};
 use crate::send::Response;
 use crate::wire::{self, EncodeError, Header, Request};
 use kafka_protocol::protocol::Encodable;
@@ -80,6 +80,8 @@ pub async fn dispatch(
         Request::ListGroups(body) => now(groups::list(&context, &body)),
         Request::DescribeGroups(body) => now(groups::describe(&context, body)),
         Request::DeleteGroups(body) => now(groups::delete(&context, body).await),
+        Request::OffsetForLeaderEpoch(body) => now(logs::offset_for_leader_epoch(&context, body)),
+        Request::DescribeProducers(body) => now(logs::describe_producers(&context, body).await),
         Request::DescribeConfigs(body) => now(admin::describe_configs(&context, body)),
     }
 }

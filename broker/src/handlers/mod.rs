@@ -5,6 +5,7 @@ pub mod admin;
 pub mod cluster;
 pub mod fetch;
 pub mod groups;
+pub mod logs;
 pub mod offsets;
 pub mod produce;
 pub mod topics;

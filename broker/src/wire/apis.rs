@@ -6,10 +6,10 @@
 
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
-    DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest,
-    ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    ProduceRequest, SyncGroupRequest,
+    DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
+    FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
+    OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Message, Request};
 
@@ -44,7 +44,7 @@ const fn lesser(a: i16, b: i16) -> i16 {
 }
 
 /// Everything that is served, by key.
-pub const SERVED: [Api; 20] = [
+pub const SERVED: [Api; 22] = [
     Api { min: 0, ..api::<ProduceRequest>(3, 13) },
     api::<FetchRequest>(4, 18),
     api::<ListOffsetsRequest>(1, 10),
@@ -62,9 +62,11 @@ pub const SERVED: [Api; 20] = [
     api::<CreateTopicsRequest>(2, 7),
     api::<DeleteTopicsRequest>(1, 6),
     api::<InitProducerIdRequest>(0, 5),
+    api::<OffsetForLeaderEpochRequest>(2, 4),
     api::<DescribeConfigsRequest>(1, 4),
     api::<DeleteGroupsRequest>(0, 2),
     api::<DescribeClusterRequest>(0, 2),
+    api::<DescribeProducersRequest>(0, 0),
 ];
 
 /// Whether `version` of `key` is served.

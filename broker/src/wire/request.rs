@@ -8,10 +8,10 @@ use crate::records::Cursor;
 use bytes::Bytes;
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
-    DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest,
-    ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    ProduceRequest, SyncGroupRequest,
+    DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
+    FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
+    OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::Decodable;
 
@@ -41,6 +41,7 @@ pub enum Request {
     DescribeCluster(DescribeClusterRequest),
     DescribeConfigs(DescribeConfigsRequest),
     DescribeGroups(DescribeGroupsRequest),
+    DescribeProducers(DescribeProducersRequest),
     Fetch(FetchRequest),
     FindCoordinator(FindCoordinatorRequest),
     Heartbeat(HeartbeatRequest),
@@ -52,6 +53,7 @@ pub enum Request {
     Metadata(MetadataRequest),
     OffsetCommit(OffsetCommitRequest),
     OffsetFetch(OffsetFetchRequest),
+    OffsetForLeaderEpoch(OffsetForLeaderEpochRequest),
     Produce(ProduceRequest),
     /// Versions 0 to 2: topics and partitions only, to say no to each.
     ProduceAncient(Vec<(String, Vec<i32>)>, i16),
@@ -98,6 +100,7 @@ fn body_of(header: &Header, body: Bytes) -> Result<Request, Malformed> {
         ApiKey::DescribeCluster => Request::DescribeCluster(typed(body, version)?),
         ApiKey::DescribeConfigs => Request::DescribeConfigs(typed(body, version)?),
         ApiKey::DescribeGroups => Request::DescribeGroups(typed(body, version)?),
+        ApiKey::DescribeProducers => Request::DescribeProducers(typed(body, version)?),
         ApiKey::Fetch => Request::Fetch(typed(body, version)?),
         ApiKey::FindCoordinator => Request::FindCoordinator(typed(body, version)?),
         ApiKey::Heartbeat => Request::Heartbeat(typed(body, version)?),
@@ -109,6 +112,7 @@ fn body_of(header: &Header, body: Bytes) -> Result<Request, Malformed> {
         ApiKey::Metadata => Request::Metadata(typed(body, version)?),
         ApiKey::OffsetCommit => Request::OffsetCommit(typed(body, version)?),
         ApiKey::OffsetFetch => Request::OffsetFetch(typed(body, version)?),
+        ApiKey::OffsetForLeaderEpoch => Request::OffsetForLeaderEpoch(typed(body, version)?),
         ApiKey::Produce => Request::Produce(typed(body, version)?),
         ApiKey::SyncGroup => Request::SyncGroup(typed(body, version)?),
         _ => return Err(Malformed::Field),

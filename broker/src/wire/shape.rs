@@ -99,6 +99,8 @@ fn body_of(api: ApiKey) -> Option<(i16, &'static Struct)> {
         ApiKey::DescribeConfigs => (4, &DESCRIBE_CONFIGS),
         ApiKey::DeleteGroups => (2, &DELETE_GROUPS),
         ApiKey::DescribeCluster => (0, &DESCRIBE_CLUSTER),
+        ApiKey::OffsetForLeaderEpoch => (4, &OFFSET_FOR_LEADER_EPOCH),
+        ApiKey::DescribeProducers => (0, &DESCRIBE_PRODUCERS),
         _ => return None,
     })
 }
@@ -238,6 +240,13 @@ static DESCRIBE_CONFIGS: Struct =
 static DELETE_GROUPS: Struct = plain(&[all(List(&Text))]);
 
 static DESCRIBE_CLUSTER: Struct = plain(&[all(INT8), from(1, INT8), from(2, INT8)]);
+
+static OFFSET_FOR_LEADER_EPOCH: Struct = plain(&[
+    from(3, INT32),
+    all(Structs(&plain(&[all(Text), all(Structs(&plain(&[all(INT32), all(INT32), all(INT32)])))]))),
+]);
+
+static DESCRIBE_PRODUCERS: Struct = plain(&[all(Structs(&plain(&[all(Text), all(List(&INT32))])))]);
 
 /// Checks the body of a request; returns how many bytes of it the codec will read.
 pub fn check(api: ApiKey, version: i16, body: &[u8]) -> Result<usize, Malformed> {

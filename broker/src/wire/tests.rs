@@ -9,6 +9,7 @@ use kafka_protocol::messages::create_topics_request::{
 };
 use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic, ReplicaState};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
@@ -19,6 +20,9 @@ use kafka_protocol::messages::offset_commit_request::{
 };
 use kafka_protocol::messages::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
+};
+use kafka_protocol::messages::offset_for_leader_epoch_request::{
+    OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
@@ -214,6 +218,16 @@ fn full(api: ApiKey, v: i16) -> Bytes {
         }
         ApiKey::DeleteGroups => encoded(&DeleteGroupsRequest::default().with_groups_names(vec![group]), v),
         ApiKey::DescribeCluster => encoded(&DescribeClusterRequest::default(), v),
+        ApiKey::OffsetForLeaderEpoch => {
+            let partition = OffsetForLeaderPartition::default().with_leader_epoch(3);
+            let topics =
+                OffsetForLeaderTopic::default().with_topic(topic).with_partitions(vec![partition; 3]);
+            encoded(&OffsetForLeaderEpochRequest::default().with_topics(vec![topics; 2]), v)
+        }
+        ApiKey::DescribeProducers => {
+            let topics = TopicRequest::default().with_name(topic).with_partition_indexes(vec![0, 1, 2]);
+            encoded(&DescribeProducersRequest::default().with_topics(vec![topics; 2]), v)
+        }
         other => panic!("no sample of {other:?}"),
     }
 }
