@@ -1,14 +1,17 @@
 //! Benchmarks, side by side in one run:
-//! `cargo build --release -p raid && cargo run --release -p tests --bin bench -- raid | nbd`.
+//! `cargo build --release -p raid && cargo run --release -p tests --bin bench -- raid | nbd | log`.
 //!
 //! Variants take turns (A B A B …), so that a noisy machine is as noisy for each. Told are the lowest, median and
 //! highest of all rounds, the ratio of the medians, and the CPU time that the server spent per operation.
 
+mod log;
+mod lookup;
 mod measure;
 mod nbd;
 mod raid;
 
-const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts | cache]... | bench nbd [CASE]...";
+const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts | cache]... | bench nbd [CASE]... \
+    | bench log [append | recovery | commit | sync | lookup | partitions]...";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -16,6 +19,9 @@ fn main() {
     let benches: Vec<measure::Bench> = match arguments.first().map(String::as_str) {
         Some("raid") => raid::benches(),
         Some("nbd") => nbd::benches(),
+        Some("log") => log::benches(),
+        // Not for people: a bench starts itself so.
+        Some("log-child") => return log::work_as_child(wanted),
         _ => usage(),
     };
     if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != *one)) {
