@@ -3,7 +3,8 @@
 //! Finding an offset costs a binary search in memory and then a walk over batch headers from the index entry before
 //! it: about `index.interval.bytes` of log, read in chunks of [`CHUNK`], so one to three cached reads. The index of a
 //! closed segment is loaded when first asked for, checked, and kept in a bounded cache; so is the list of its aborted
-//! transactions, if there are any.
+//! transactions, if there are any. A closed segment's largest timestamp is kept when its index goes: a lookup by time
+//! asks every segment before the one it ends in, and must not load an index for each, each time.
 //!
 //! Invariants: `end.size` is the end of a whole batch, `end.next` the offset after it; both move together, and only
 //! the appender moves them. Bytes below `end.size` never change.
@@ -55,6 +56,9 @@ pub(crate) struct Segment {
     pub(crate) aborted: AbortedList,
     end: RwLock<End>,
     index: RwLock<Slot>,
+    /// What the index said last about the largest timestamp; forgotten, under the lock of `index`, when the index is
+    /// written on or made anew.
+    largest: Mutex<Option<(i64, i64)>>,
 }
 
 /// A batch and where it starts.
@@ -79,8 +83,8 @@ impl Segment {
         end: End,
         sealed: bool,
     ) -> Arc<Self> {
-        let (aborted, index) = (AbortedList::default(), RwLock::new(Slot::Absent));
-        Arc::new(Self { id, base, bytes, sealed, aborted, end: RwLock::new(end), index })
+        let (aborted, index, largest) = (AbortedList::default(), RwLock::new(Slot::Absent), Mutex::new(None));
+        Arc::new(Self { id, base, bytes, sealed, aborted, end: RwLock::new(end), index, largest })
     }
 
     /// Where it ends now.
@@ -95,7 +99,9 @@ impl Segment {
 
     /// Puts an index in place that will be written on.
     pub(crate) fn open_index(&self, index: Index) {
-        *self.index.write() = Slot::Open(Box::new(index));
+        let mut slot = self.index.write();
+        *slot = Slot::Open(Box::new(index));
+        *self.largest.lock() = None;
     }
 
     /// Changes the index being written; `None` when there is none.
@@ -263,6 +269,7 @@ impl Segment {
             let rebuilt = self.rebuild_index(|_, _| ()).await?;
             position = floor(&rebuilt);
             self.unload();
+            *self.largest.lock() = None;
             self.keep(rebuilt, cache);
         }
         let mut walk = Walk::new(self, self.end());
@@ -321,7 +328,16 @@ impl Segment {
         self: &Arc<Self>,
         cache: &IndexCache,
     ) -> Result<Option<(i64, i64)>> {
-        self.ask(cache, Index::largest_timestamp).await
+        // Asked of every segment of a log: an index that had to make room for others is not loaded again for it.
+        let known = *self.largest.lock();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let largest = self.ask(cache, Index::largest_timestamp).await?;
+        if let Slot::Loaded(index) = &*self.index.read() {
+            *self.largest.lock() = index.largest_timestamp();
+        }
+        Ok(largest)
     }
 
     /// The bytes of a batch, checked.
