@@ -1,5 +1,6 @@
 //! The command line. What scripts rely on of it is a contract; `--help` explains the rest.
 
+use crate::log::Log;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -28,6 +29,9 @@ const AFTER: &str = "Without a command: `broker serve --volume images/disk0.img 
 pub enum Command {
     /// Serve Kafka clients from a RAID 10 volume, or from a directory; prints "ready" once it does.
     Serve(Serve),
+    /// Look at segments, check them, or copy them out in Kafka's layout; offline, and without changing anything.
+    #[command(subcommand)]
+    Log(Log),
 }
 
 /// How to serve.
@@ -63,10 +67,11 @@ pub struct Serve {
 }
 
 impl Cli {
-    /// What to serve; the default images where nothing else is named.
+    /// What to do; serving the default images where nothing else is named.
     #[must_use]
-    pub fn serve(self) -> Serve {
+    pub fn command(self) -> Command {
         let mut serve = match self.command {
+            Some(log @ Command::Log(_)) => return log,
             Some(Command::Serve(serve)) => serve,
             None => Serve {
                 volume: Vec::new(),
@@ -84,7 +89,7 @@ impl Cli {
             serve.volume = DEFAULT_IMAGES.iter().map(PathBuf::from).collect();
             serve.create_size = serve.create_size.or(Some(DEFAULT_IMAGE_SIZE));
         }
-        serve
+        Command::Serve(serve)
     }
 }
 
@@ -92,16 +97,33 @@ impl Cli {
 mod tests {
     use super::*;
 
+    fn parse(arguments: &[&str]) -> Command {
+        Cli::try_parse_from([&["broker"], arguments].concat()).unwrap().command()
+    }
+
     #[test]
     fn nothing_named_means_the_default_images() {
-        let serve = Cli::try_parse_from(["broker"]).unwrap().serve();
+        let Command::Serve(serve) = parse(&[]) else { panic!("not served") };
         assert_eq!(serve.volume.len(), 4);
         assert_eq!(serve.create_size, Some(4 << 30));
-        let serve = Cli::try_parse_from(["broker", "serve", "--data-dir", "x"]).unwrap().serve();
+        let Command::Serve(serve) = parse(&["serve", "--data-dir", "x"]) else { panic!("not served") };
         assert!(serve.volume.is_empty());
-        let serve =
-            Cli::try_parse_from(["broker", "serve", "--volume", "a", "b", "--set", "x=1"]).unwrap().serve();
+        let Command::Serve(serve) = parse(&["serve", "--volume", "a", "b", "--set", "x=1"]) else {
+            panic!("not served")
+        };
         assert_eq!((serve.volume.len(), serve.create_size), (2, None));
         assert!(Cli::try_parse_from(["broker", "serve", "--volume", "a", "--data-dir", "b"]).is_err());
+    }
+
+    #[test]
+    fn a_look_needs_one_place() {
+        assert!(matches!(parse(&["log", "dump", "a.log", "b.index"]), Command::Log(Log::Dump(_))));
+        assert!(matches!(parse(&["log", "verify", "--volume", "a", "b"]), Command::Log(Log::Verify(_))));
+        let export = ["log", "export", "--data-dir", "a", "--to", "b", "--topic", "x", "--topic", "y"];
+        assert!(matches!(parse(&export), Command::Log(Log::Export(export)) if export.pick.topic.len() == 2));
+        for wrong in [&["log", "dump"][..], &["log", "verify"], &["log", "dump", "--data-dir", "a", "b.log"]]
+        {
+            assert!(Cli::try_parse_from([&["broker"], wrong].concat()).is_err(), "{wrong:?}");
+        }
     }
 }

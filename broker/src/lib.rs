@@ -10,7 +10,7 @@
 //! - [`waiters`]: long polls. · [`send`]: responses, records by `sendfile`.
 //! - [`groups`]: consumer groups and their offsets. · [`records`]: record batches of the broker's own topics.
 //! - [`metrics`], [`admin`]: counters and status over HTTP.
-//! - [`cli`]: the command line. · [`volume`]: opening, and making, a volume of member images.
+//! - [`cli`]: the command line. · [`log`]: its offline half. · [`volume`]: opening, and making, a volume of member images.
 
 pub mod admin;
 pub mod broker;
@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod errors;
 pub mod groups;
 pub mod handlers;
+pub mod log;
 pub mod metrics;
 pub mod records;
 pub mod send;

@@ -1,8 +1,9 @@
 //! The `broker` command: opens a home for the log, serves Kafka clients from it, and closes it in order.
 
 use broker::admin::Admin;
-use broker::cli::{Cli, Serve};
+use broker::cli::{Cli, Command, Serve};
 use broker::config::ConfigError;
+use broker::log::{Log, LogError};
 use broker::server::Server;
 use broker::volume::{self, OpenError, Opened};
 use broker::{Broker, Config, Endpoint, admin};
@@ -43,6 +44,8 @@ enum Failure {
     NotDirectory(String),
     #[error(transparent)]
     OnEvent(raid::Error),
+    #[error(transparent)]
+    Log(#[from] LogError),
     #[error("cannot open the log: {0}")]
     Store(#[from] logstore::Error),
     #[error("the log did not close cleanly, the next start will check it: {0}")]
@@ -54,16 +57,29 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let serve = Cli::parse().serve();
+    let command = Cli::parse().command();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    match start(&serve) {
+    let outcome = match &command {
+        Command::Serve(serve) => start(serve),
+        Command::Log(log) => look(log),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("broker: {failure}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn look(log: &Log) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(raid::device::BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|cause| Failure::System { doing: "cannot start threads", cause })?;
+    Ok(runtime.block_on(broker::log::run(log))?)
 }
 
 fn start(serve: &Serve) -> Result<(), Failure> {

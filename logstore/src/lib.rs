@@ -16,6 +16,7 @@
 //! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
 //!   partitions.
 //! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
+//! - [`inspect`], [`export`]: offline looks at a store, and copies of it in Kafka's own layout, for tools.
 //! - [`store`]: topics, and the life of the whole; `tasks`, `graveyard`, `context`: what partitions share.
 
 mod aborted;
@@ -28,10 +29,12 @@ mod context;
 mod directory;
 mod epochs;
 pub mod error;
+pub mod export;
 mod graveyard;
 mod health;
 mod home;
 pub mod index;
+pub mod inspect;
 pub mod partition;
 pub mod producers;
 pub mod records;

@@ -18,6 +18,7 @@ pub(crate) mod region;
 use crate::directory::blocking;
 use crate::error::{Error, Result};
 use crate::health::Health;
+use crate::inspect::{Finding, Severity};
 use crate::tasks::Tasks;
 use crate::volume::layout::Layout;
 use parking_lot::{Mutex, RwLock};
@@ -168,6 +169,67 @@ fn guarded<E: std::fmt::Display>(
     }
 }
 
+/// All rows of a catalog, read once; see [`read_tables`].
+pub(crate) struct Tables(Vec<(Table, Vec<Row>)>);
+
+impl Tables {
+    /// The rows of a table, by key.
+    pub(crate) fn rows(&self, table: Table) -> &[Row] {
+        self.0.iter().find(|(held, _)| *held == table).map_or(&[], |(_, rows)| rows)
+    }
+
+    /// The value of a key.
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Option<&[u8]> {
+        let rows = self.rows(table);
+        let at = rows.binary_search_by(|(held, _)| held.as_slice().cmp(key)).ok()?;
+        Some(&rows[at].1)
+    }
+}
+
+/// Reads a catalog from a copy of its bytes; what the database repairs, it repairs in the copy. Where pages are damaged,
+/// what can be read is, and a finding says what cannot.
+pub(crate) fn read_tables(place: &str, content: &[u8], findings: &mut Vec<Finding>) -> Result<Tables> {
+    // Room for what opening writes.
+    let capacity = content.len() as u64 * 2 + (64 << 20);
+    let open = |check: bool| {
+        let memory = Recorded::load(content, capacity);
+        guarded(place, || builder().set_check_integrity_on_open(check).create_with_backend(memory))
+    };
+    let mut damaged = |what: String| findings.push(Finding::of_store(Severity::Fault, what));
+    if content.is_empty() {
+        return Ok(Tables(Vec::new()));
+    }
+    let database = match open(true) {
+        Ok(database) => database,
+        Err(error) => {
+            let database = open(false).map_err(|_| error.clone())?;
+            damaged(format!("{error}; what can still be read of it is used"));
+            database
+        }
+    };
+    let mut tables = Vec::new();
+    for table in Table::ALL {
+        let read = || -> std::result::Result<Vec<Row>, redb::Error> {
+            let read = match database.begin_read()?.open_table(table.definition()) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                outcome => outcome?,
+            };
+            let mut rows = Vec::new();
+            for row in read.iter()? {
+                let (key, value) = row?;
+                rows.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(rows)
+        };
+        match std::panic::catch_unwind(AssertUnwindSafe(read)) {
+            Ok(Ok(rows)) => tables.push((table, rows)),
+            Ok(Err(error)) => damaged(format!("the catalog's table {table:?} cannot be read: {error}")),
+            Err(_) => damaged(format!("the catalog's table {table:?} cannot be read: its pages are damaged")),
+        }
+    }
+    Ok(Tables(tables))
+}
+
 impl Catalog {
     /// Opens the catalog on a volume, or makes it when `layout` says that nothing is there.
     pub(crate) async fn on_volume(
@@ -197,7 +259,8 @@ impl Catalog {
     pub(crate) async fn in_file(path: &Path, tasks: Arc<Tasks>, health: Arc<Health>) -> Result<Arc<Self>> {
         let (place, path) = (path.display().to_string(), path.to_owned());
         blocking(move || {
-            let database = guarded(&place, || builder().create(&path))?;
+            // It is read whole anyway; a damaged page that is met later would end in a panic.
+            let database = guarded(&place, || builder().set_check_integrity_on_open(true).create(&path))?;
             Self::assemble(place, database, Backing::File, tasks, health)
         })
         .await

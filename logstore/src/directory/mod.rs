@@ -33,6 +33,7 @@
 //! depends on the file system and the kernel, which would have to be known first. `bench log sync` measures it anew.
 
 pub(crate) mod names;
+pub(crate) mod offline;
 mod segment;
 
 use crate::catalog::records::{Table, TopicRecord};

@@ -30,7 +30,7 @@ pub(super) fn is_partition_dir(name: &str) -> bool {
 }
 
 /// A file of a partition, named by an offset.
-pub(super) fn offset_file(dir: &Path, offset: i64, extension: &str) -> PathBuf {
+pub(crate) fn offset_file(dir: &Path, offset: i64, extension: &str) -> PathBuf {
     dir.join(format!("{offset:020}.{extension}"))
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn base64_id(id: Uuid) -> String {
 }
 
 /// The text of `partition.metadata`.
-pub(super) fn partition_metadata(topic: Uuid) -> String {
+pub(crate) fn partition_metadata(topic: Uuid) -> String {
     format!("version: 0\ntopic_id: {}\n", base64_id(topic))
 }
 

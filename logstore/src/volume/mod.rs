@@ -217,7 +217,7 @@ impl Home for Arc<VolumeHome> {
 }
 
 /// The header of the volume; `None` when the volume is blank.
-async fn read_layout(device: &Arc<dyn Device>) -> Result<Option<Layout>> {
+pub(crate) async fn read_layout(device: &Arc<dyn Device>) -> Result<Option<Layout>> {
     let (place, size) = (device.name().to_owned(), device.size());
     if size < LEAST_SIZE {
         return Err(Error::TooSmall { place, size, needed: LEAST_SIZE });
