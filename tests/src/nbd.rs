@@ -129,15 +129,21 @@ impl Serving {
         client
     }
 
-    /// A connection that is served without a handshake, what announces the stop to it, and what waits for its end.
+    /// A connection that is served without a handshake, what announces the stop to it, and what waits for its end. The
+    /// client does `first` before it is served.
     #[must_use]
-    pub fn adopted(&self) -> (Client, watch::Sender<bool>, std::sync::mpsc::Receiver<Ended>) {
+    pub fn adopted(
+        &self,
+        first: impl FnOnce(&mut Client),
+    ) -> (Client, watch::Sender<bool>, std::sync::mpsc::Receiver<Ended>) {
         let device = Arc::clone(&self.gate) as Arc<dyn Device>;
         let export = Export { name: "gate".to_owned(), description: String::new(), device, read_only: false };
         let session = Session { export: Arc::new(export), style: Style::Simple, allocation: false };
         let (client, ours) = UnixStream::pair().expect("there are sockets");
         client.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
         ours.set_nonblocking(true).expect("a socket can be made so");
+        let mut client = Client::over(client);
+        first(&mut client);
         let (stop, stopping) = watch::channel(false);
         let (done, wait) = std::sync::mpsc::channel();
         self.runtime.spawn(async move {
@@ -148,7 +154,7 @@ impl Serving {
                 eprintln!("the connection ended when the test no longer waited");
             }
         });
-        (Client::over(client), stop, wait)
+        (client, stop, wait)
     }
 
     /// Announces the stop on a thread of its own and gives what waits for it.

@@ -27,6 +27,9 @@ raid10 attach vol --device /dev/nbd0
 echo RESULT attached $(attached vol)
 echo RESULT queue $(cat /sys/block/nbd0/queue/write_cache), fua $(cat /sys/block/nbd0/queue/fua)
 refuse "attached at /dev/nbd0 already" raid10 attach vol
+# Looked for in another place, its server lives all the same.
+mkdir /tmp/elsewhere
+refuse "run this with RAID10_RUNTIME_DIR=/run/raid10" env RAID10_RUNTIME_DIR=/tmp/elsewhere raid10 detach /dev/drive/disk0.img --force
 refuse "attached at /dev/nbd0 already" raid10 attach vol --device /dev/nbd5
 /tools/mke2fs -q -t ext4 -F /dev/nbd0
 mount -t ext4 /dev/nbd0 /mnt

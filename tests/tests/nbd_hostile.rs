@@ -493,7 +493,7 @@ fn stopping_finishes_what_runs_refuses_what_comes_and_closes() {
 #[test]
 fn an_adopted_connection_leaves_what_comes_after_the_stop_unanswered() {
     let serving = Serving::start();
-    let (mut client, stop, ended) = serving.adopted();
+    let (mut client, stop, ended) = serving.adopted(|_| {});
     client.write(8192, b"before");
     assert_eq!(client.read(8192, 6), b"before");
     serving.gate.close();
@@ -513,15 +513,30 @@ fn an_adopted_connection_leaves_what_comes_after_the_stop_unanswered() {
     assert_eq!(&std::fs::read(serving.image()).unwrap()[..4], b"done");
 }
 
+/// It has asked the same on another connection by then, and perhaps something newer.
+#[test]
+fn an_adopted_connection_begins_nothing_for_a_client_that_has_hung_up() {
+    let serving = Serving::start();
+    let (_client, _stop, ended) = serving.adopted(|client| {
+        client.ask(WRITE, 0, 1, 0, 4);
+        client.put(b"late");
+        client.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::HungUp));
+    assert_eq!(serving.gate.asked(), Vec::<&str>::new());
+}
+
 /// Told apart, since the one is the end of a kernel's disk, and the other is not.
 #[test]
 fn an_adopted_connection_tells_a_goodbye_from_a_hang_up() {
     let serving = Serving::start();
-    let (mut client, _stop, ended) = serving.adopted();
-    client.write(0, b"x");
-    client.ask(DISC, 0, 0, 0, 0);
+    // The kernel hangs up right behind its goodbye.
+    let (_client, _stop, ended) = serving.adopted(|client| {
+        client.ask(DISC, 0, 0, 0, 0);
+        client.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
     assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::ByClient));
-    let (mut client, _stop, ended) = serving.adopted();
+    let (mut client, _stop, ended) = serving.adopted(|_| {});
     client.write(0, b"x");
     drop(client);
     assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::HungUp));

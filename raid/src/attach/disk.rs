@@ -80,7 +80,11 @@ enum By {
 /// Devices that nobody else can mount, or open for themselves alone, while this lives.
 #[derive(Debug)]
 #[must_use]
-pub struct Held(#[expect(dead_code, reason = "held for its drop")] Vec<File>);
+pub struct Held {
+    devices: Vec<File>,
+    /// What could not be written any more; no reason to keep the disk, and to be told once it is gone.
+    unwritten: Option<AttachError>,
+}
 
 /// The runtime directory as the kernel names it; `None` where there is none, and so nothing attached.
 fn home() -> Option<PathBuf> {
@@ -192,7 +196,7 @@ impl Attachment {
                 said: errno_words(errno),
             })?;
         }
-        let mut held = Vec::new();
+        let mut held = Held { devices: Vec::new(), unwritten: None };
         for disk in &self.disks {
             let path = &disk.device.path;
             // Claimed by what is not listed above: a mount in another namespace, swap.
@@ -210,22 +214,24 @@ impl Attachment {
                 }
                 By::Nbd { .. } => {
                     // What was written to the device itself is in its page cache.
-                    rustix::fs::fsync(&claimed).map_err(|errno| failed(path, &errno.into()))?;
-                    held.push(File::from(claimed));
+                    if let Err(errno) = rustix::fs::fsync(&claimed) {
+                        held.unwritten = Some(failed(path, &errno.into()));
+                    }
+                    held.devices.push(File::from(claimed));
                 }
             }
         }
         self.forget_note()?;
-        Ok(Held(held))
+        Ok(held)
     }
 
     /// Waits until the disk of the NBD driver is free, after the server has let it go.
     pub fn await_end(&self, held: Held) -> Result<()> {
-        drop(held);
+        drop(held.devices);
         for disk in self.disks.iter().filter(|disk| matches!(disk.by, By::Nbd { .. })) {
             self.refuse_if_there(&disk.device)?;
         }
-        Ok(())
+        held.unwritten.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Makes the disk as large as the volume has become, in bytes.

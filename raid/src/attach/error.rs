@@ -60,6 +60,14 @@ pub enum AttachError {
         /// The disk.
         device: String,
     },
+    /// Served, but not where this command looks.
+    #[error("{name} is served from another runtime directory; run this with RAID10_RUNTIME_DIR={dir}")]
+    Elsewhere {
+        /// The volume.
+        name: String,
+        /// The directory.
+        dir: String,
+    },
     /// A disk without a server, which waits for one.
     #[error(
         "{name} has no server, and {device} keeps what is not written yet for the next one: serve it again and \
@@ -211,6 +219,7 @@ impl AttachError {
             | Self::MountInUse { .. }
             | Self::NbdBusy { .. }
             | Self::Waits { .. }
+            | Self::Elsewhere { .. }
             | Self::DeviceInUse { .. } => Errno::BUSY,
             Self::NoFileSystem { .. } | Self::MountPoint { .. } => Errno::INVAL,
             Self::Unseen { .. } | Self::Command { .. } => Errno::IO,

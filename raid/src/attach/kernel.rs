@@ -119,7 +119,9 @@ fn names(home: &Path) -> Result<Vec<OsString>, AttachError> {
 
 /// The text of a file of a device. A device that is not in use, or goes at this moment, has it not.
 fn fact(device: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(device.join(name)).ok().map(|text| text.trim_end().to_owned())
+    let text = fs::read_to_string(device.join(name)).ok()?;
+    // One line's end: a name may end with white space of its own.
+    Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
 fn block_device(home: &Path, name: &OsStr) -> Option<BlockDevice> {
@@ -242,7 +244,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let ours = super::super::kernel_disk::backend(Uuid::from_u128(5), "vol");
+        let ours = super::super::kernel_disk::backend(Uuid::from_u128(5), "vol ");
         for (name, facts) in [
             ("nbd0", &[("pid", "77\n"), ("backend", "\n")][..]),
             ("nbd10", &[("pid", "77\n"), ("backend", &format!("{ours}\n"))]),

@@ -6,9 +6,10 @@
 //!
 //! The disk outlives the server. When the server dies, its sockets close, and the driver keeps what is asked of the disk
 //! until [`PATIENCE`] is over: the next server takes the disk over with fresh sockets ([`KernelDisk::take_over`]), and
-//! nobody above has seen an error. What was under way is asked again once it is [`REQUEST_TIMEOUT`] old. Asking twice is
-//! safe here: an operation that a connection has left behind holds its range lock to its end, so the second comes after
-//! it, and a member is not open in two servers.
+//! nobody above has seen an error. What was under way is asked again once it is [`REQUEST_TIMEOUT`] old. Asked twice, it
+//! must not be done late: an operation that a connection has left behind holds its range lock to its end, so the second
+//! comes after it; what was sent and not begun when the driver hung up is dropped; and a member is not open in two
+//! servers. (What remains: a process that stands still for that long just between that look and the range lock.)
 //!
 //! The driver gives up a connection with a request that old on a server that lives, too, since it cannot tell a slow disk
 //! from a dead server. So a keeper puts a fresh one in the place of each that breaks; it ends with the disk.

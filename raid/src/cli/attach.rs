@@ -4,7 +4,7 @@ use super::say;
 use super::volume::{Found, Live, find, live};
 use crate::attach::disk::{self, Attachment};
 use crate::attach::{AttachError, CONNECTIONS, PATIENCE, Shown, Way};
-use crate::control::Client;
+use crate::control::{Client, served_elsewhere};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -178,6 +178,11 @@ impl Detach {
         let attachment = disk::find(uuid)?;
         // Only now, so that it is of the same moment.
         let attached = client.attached().await?;
+        if attached.is_none()
+            && let Some(dir) = served_elsewhere(uuid)
+        {
+            return Err(AttachError::Elsewhere { name, dir: dir.display().to_string() }.into());
+        }
         let Some(left) = attachment else {
             if let Some(Some(_)) = attached {
                 return client.detach().await?.ok_or(Error::Gone { name });

@@ -5,6 +5,7 @@ use super::progress::{Progress, amounts};
 use super::volume::{Found, find};
 use super::{say, say_json, size, table};
 use crate::attach::disk;
+use crate::control::served_elsewhere;
 use crate::error::Result;
 use crate::examine::Examined;
 use crate::status::{
@@ -45,7 +46,7 @@ impl Status {
                 Some(attachment) => {
                     let known = match client {
                         Some(client) => client.attached().await?.flatten().is_some(),
-                        None => false,
+                        None => served_elsewhere(status.uuid).is_some(),
                     };
                     Some(Attached {
                         device: attachment.device().map(Path::to_owned),

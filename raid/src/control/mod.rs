@@ -66,7 +66,52 @@ pub fn make_runtime_dir(dir: &Path) -> Result<()> {
     })
 }
 
+/// Another runtime directory than this process's in which somebody serves the volume, as the kernel lists listening
+/// sockets (`/proc/net/unix`). Disks of the kernel's NBD driver are the whole machine's, whatever directory is looked at.
+#[must_use]
+pub fn served_elsewhere(volume: Uuid) -> Option<PathBuf> {
+    let here = runtime_dir();
+    let here = here.canonicalize().unwrap_or(here);
+    let listed = std::fs::read_to_string("/proc/net/unix").ok()?;
+    let dirs = listening(&listed, volume).filter_map(|socket| socket.parent());
+    dirs.map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())).find(|dir| *dir != here)
+}
+
+/// The control sockets of the volume among those that listen.
+fn listening(listed: &str, volume: Uuid) -> impl Iterator<Item = &Path> {
+    /// `__SO_ACCEPTCON`
+    const LISTENS: &str = "00010000";
+    let name = format!("{volume}.{SUFFIX}");
+    listed.lines().filter_map(move |line| {
+        let flags = line.split_whitespace().nth(3)?;
+        let path = Path::new(&line[line.find(" /")? + 1..]);
+        (flags == LISTENS && path.file_name().is_some_and(|file| file == name.as_str())).then_some(path)
+    })
+}
+
 /// The control socket of a volume.
 fn socket_path(dir: &Path, volume: Uuid) -> PathBuf {
     dir.join(format!("{volume}.{SUFFIX}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_found_wherever_they_listen() {
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let listed = format!(
+            "Num       RefCount Protocol Flags    Type St Inode Path\n\
+             0000: 00000002 00000000 00010000 0001 01 100 /run/raid10/{one}.sock\n\
+             0000: 00000003 00000000 00000000 0001 03 101 /tmp/peer/{one}.sock\n\
+             0000: 00000002 00000000 00010000 0001 01 102 /run/user/0/my dir/{one}.sock\n\
+             0000: 00000002 00000000 00010000 0001 01 103 @abstract\n\
+             0000: 00000002 00000000 00010000 0001 01 104\n"
+        );
+        let found: Vec<_> =
+            listening(&listed, one).map(|path| path.parent().unwrap().to_str().unwrap()).collect();
+        assert_eq!(found, ["/run/raid10", "/run/user/0/my dir"]);
+        assert_eq!(listening(&listed, other).count(), 0);
+    }
 }

@@ -69,7 +69,8 @@ pub struct Timing {
 pub enum AtStop {
     /// They are refused (`ESHUTDOWN`), as the protocol has it.
     Refuse,
-    /// They are left unanswered: a client that gives them to the next server, and its users no error before.
+    /// They are left unanswered: a client that gives them to the next server, and its users no error before. So are
+    /// they once such a client has hung up, since it asks them on another connection then.
     Leave,
 }
 

@@ -84,6 +84,10 @@ impl<S: Stream> Connection<'_, S> {
             self.receiving = Receiving::Closed(Ended::ByClient);
             return true;
         }
+        if self.is_deserted() {
+            self.abandon(Ended::HungUp);
+            return true;
+        }
         let style = self.session.style;
         let to = To { style, cookie: request.cookie, offset: request.offset };
         let payload = request.payload_len(style);
@@ -106,6 +110,12 @@ impl<S: Stream> Connection<'_, S> {
             self.start(cx, admitted, Bytes::new(), to, lease);
         }
         true
+    }
+
+    /// Whether the client of a connection whose requests are left at a stop has gone: what it has sent and nobody has
+    /// started it asks elsewhere by now, and what comes after that must not be undone by it.
+    fn is_deserted(&self) -> bool {
+        self.at_stop == AtStop::Leave && self.stream.plain().is_some_and(|plain| plain.is_hung_up())
     }
 
     /// Less than a header is there. What cannot become one (an option after `GO`, say) is not waited for.
@@ -161,6 +171,10 @@ impl<S: Stream> Connection<'_, S> {
     fn take_payload(&mut self, cx: &mut Context<'_>) -> bool {
         if !matches!(&self.receiving, Receiving::Payload { data, length, .. } if data.len() == *length) {
             return self.end_of_input(false);
+        }
+        if self.is_deserted() {
+            self.abandon(Ended::HungUp);
+            return true;
         }
         let whole = std::mem::replace(&mut self.receiving, Receiving::Header);
         if let Receiving::Payload { admitted, to, lease, data, .. } = whole {
