@@ -85,7 +85,7 @@ impl Broker {
         }
     }
 
-    /// Enforces retention for as long as the broker runs.
+    /// Enforces retention for as long as the broker runs, and begins scrubs of the logs when they are due.
     pub async fn enforce_retention(self: Arc<Self>) {
         let interval = Duration::from_millis(self.config.log_retention_check_interval_ms as u64);
         let mut stopping = self.stopping();
@@ -96,6 +96,9 @@ impl Broker {
             }
             if let Err(error) = self.store.enforce_retention().await {
                 tracing::error!(%error, "retention could not be enforced");
+            }
+            if let Err(error) = self.store.scrub_if_due() {
+                tracing::error!(%error, "the logs could not be scrubbed");
             }
         }
     }

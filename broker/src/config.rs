@@ -256,6 +256,12 @@ settings! {
     log_flush_scheduler_interval_ms: i64 = i64::MAX, "log.flush.scheduler.interval.ms", at_least::<1, i64>;
     /// How long an idle producer's sequence numbers are remembered.
     producer_id_expiration_ms: i32 = 86_400_000, "producer.id.expiration.ms", at_least::<1, i32>;
+    /// For how long a batch counts as sound once its checksum was checked; 0: each read checks; -1: for good.
+    log_verify_interval_ms: i64 = 1000, "log.verify.interval.ms", at_least::<-1, i64>;
+    /// Time from the end of a scrub of the logs to the next; -1: none begins by itself.
+    log_scrub_interval_ms: i64 = 604_800_000, "log.scrub.interval.ms", at_least::<-1, i64>;
+    /// Bytes of log that a scrub checks in a second at most.
+    log_scrub_max_bytes_per_second: i64 = 33_554_432, "log.scrub.max.bytes.per.second", at_least::<1, i64>;
     /// Whose clock stamps records.
     log_message_timestamp_type: String = "CreateTime", "log.message.timestamp.type",
         |v| one_of(v, &["CreateTime", "LogAppendTime"]);
@@ -332,6 +338,19 @@ impl Config {
     pub fn flush_ms(&self) -> i64 {
         let (interval, scheduler) = (self.log_flush_interval_ms, self.log_flush_scheduler_interval_ms);
         if interval == UNSET { scheduler } else { interval }
+    }
+
+    /// For how long the check of a batch counts.
+    #[must_use]
+    pub fn verify_interval(&self) -> Duration {
+        u64::try_from(self.log_verify_interval_ms).map_or(Duration::MAX, Duration::from_millis)
+    }
+
+    /// How the logs are scrubbed.
+    #[must_use]
+    pub fn scrub(&self) -> logstore::ScrubOptions {
+        let interval = u64::try_from(self.log_scrub_interval_ms).ok().map(Duration::from_millis);
+        logstore::ScrubOptions { bytes_per_second: self.log_scrub_max_bytes_per_second as u64, interval }
     }
 
     /// What topics get that do not set a key themselves: the `log.*` keys under their topic names.

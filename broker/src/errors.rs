@@ -15,8 +15,9 @@ pub fn kafka(error: &Error) -> ResponseError {
         | Error::Catalog { .. }
         | Error::CatalogFull { .. }
         | Error::Poisoned { .. }
-        // Not CORRUPT_MESSAGE: clients would take that for damage in transit and fetch again for ever.
         | Error::DamagedLog { .. } => ResponseError::KafkaStorageError,
+        // Told so that a consumer that seeks past them goes on; the broker's log says where to.
+        Error::LostBatch { .. } => ResponseError::CorruptMessage,
         // On the way down: the client finds the next broker, or this one once it is back.
         Error::Closed | Error::Interrupted => ResponseError::NotLeaderOrFollower,
         Error::InvalidTopicName { .. } => ResponseError::InvalidTopicException,

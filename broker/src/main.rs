@@ -175,6 +175,8 @@ async fn serve_log(
         topic_defaults: config.topic_defaults()?,
         producer_expiration: Duration::from_millis(config.producer_id_expiration_ms as u64),
         commit_linger: Duration::from_millis(config.log_commit_linger_ms as u64),
+        verify_interval: config.verify_interval(),
+        scrub: config.scrub(),
     };
     let directory = match &home {
         Home::Directory(directory) => Some(directory.display().to_string()),

@@ -4,12 +4,14 @@
 
 use crate::wire::apis;
 use kafka_protocol::messages::ApiKey;
+use logstore::HealingCounts;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -34,6 +36,10 @@ pub struct Metrics {
     pub cold_steps: Counter,
     /// Batches' bytes appended.
     pub produced: Counter,
+    /// What the log store counts itself.
+    healed: Counter,
+    unreadable: Counter,
+    verified: Counter,
 }
 
 impl Metrics {
@@ -66,6 +72,10 @@ impl Metrics {
         let cold_steps =
             counter("sendfile_cold_steps", "sendfile steps that waited for a disk on a blocking thread");
         let produced = counter("produced_bytes", "Bytes of record batches appended");
+        let healed =
+            counter("batches_healed", "Batches that were bad in one copy and rewritten from another");
+        let unreadable = counter("batches_unreadable", "Bad batches without a good copy, as they were found");
+        let verified = counter("verified_bytes", "Bytes of batches on disk whose checksums were checked");
         Self {
             registry,
             requests,
@@ -77,6 +87,9 @@ impl Metrics {
             sent_by_copy,
             cold_steps,
             produced,
+            healed,
+            unreadable,
+            verified,
         }
     }
 
@@ -87,8 +100,14 @@ impl Metrics {
         }
     }
 
-    /// The page a Prometheus server reads.
-    pub fn page(&self) -> Result<String, std::fmt::Error> {
+    /// The page a Prometheus server reads, with what the log store counts.
+    pub fn page(&self, healing: HealingCounts) -> Result<String, std::fmt::Error> {
+        let HealingCounts { healed, unreadable, verified } = healing;
+        for (counter, count) in
+            [(&self.healed, healed), (&self.unreadable, unreadable), (&self.verified, verified)]
+        {
+            counter.inner().store(count, Ordering::Relaxed);
+        }
         let mut out = String::new();
         encode(&mut out, &self.registry)?;
         Ok(out)

@@ -111,6 +111,9 @@ pub enum BatchFault {
         /// Of the batch before.
         previous: i32,
     },
+    /// On disk: the bytes cannot be read.
+    #[error("it cannot be read")]
+    Unreadable,
     /// A produce request with no batch in it.
     #[error("it is empty")]
     Empty,

@@ -46,6 +46,13 @@ impl Epochs {
         Some((found, self.0.get(after).map_or(log_end, |&(_, start)| start)))
     }
 
+    /// The epoch that wrote at `offset`, where that is known.
+    #[must_use]
+    pub fn at(&self, offset: i64) -> Option<i32> {
+        let after = self.0.partition_point(|&(_, start)| start <= offset);
+        self.0.get(after.checked_sub(1)?).map(|&(epoch, _)| epoch)
+    }
+
     /// The text of `leader-epoch-checkpoint`.
     #[must_use]
     pub fn checkpoint(&self) -> String {
@@ -81,6 +88,10 @@ mod tests {
         let mut cut = epochs.clone();
         cut.begin(6, 250);
         assert_eq!(cut.0, [(0, 0), (2, 100), (6, 250)], "a log that was cut at 250 has lost all of epoch 5");
+        assert_eq!(
+            [-1, 0, 99, 100, 299, 300].map(|offset| epochs.at(offset)),
+            [None, Some(0), Some(0), Some(2), Some(2), Some(5)]
+        );
         epochs.trim_start(120);
         assert_eq!(epochs.end_offset(1, 400), Some((1, 120)), "what it wrote is gone");
         assert_eq!(epochs.checkpoint(), "0\n2\n2 120\n5 300\n");

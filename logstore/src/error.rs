@@ -293,6 +293,29 @@ pub enum Error {
         /// What is wrong.
         fault: BatchFault,
     },
+    /// Records of which no copy is good.
+    #[error(
+        "{topic}-{partition}: the records at offsets {from}..={} are lost, bytes {position}..{end} of segment {segment}: \
+         {fault}; go on reading at offset {next}", .next - 1
+    )]
+    LostBatch {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition number.
+        partition: i32,
+        /// The first offset lost.
+        from: i64,
+        /// The first offset after them.
+        next: i64,
+        /// Base offset of the segment.
+        segment: i64,
+        /// Byte position in the segment.
+        position: u64,
+        /// Byte position at which what follows begins.
+        end: u64,
+        /// What is wrong with the only copy, or the first.
+        fault: BatchFault,
+    },
     /// The task that carried an operation was stopped with its runtime; the outcome is unknown.
     #[error("the operation was interrupted by shutdown; its outcome is unknown")]
     Interrupted,

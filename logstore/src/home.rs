@@ -14,6 +14,7 @@ use crate::catalog::Change;
 use crate::catalog::records::{Kind, PartitionKey, TopicRecord};
 use crate::epochs::Epochs;
 use crate::error::Result;
+use crate::heal::Healing;
 use bytes::{Bytes, BytesMut};
 use raid::device::Piece;
 use raid::runtime::BoxFuture;
@@ -79,6 +80,35 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     /// Where bytes lie in open files; `None` where no kernel can send them.
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
 
+    /// In how many ways bytes can be read that differ in the copies they go to (see [`raid::device::Device`], also for
+    /// the next four).
+    fn copies(&self) -> usize {
+        1
+    }
+
+    /// Reads bytes in one of these ways, as they are.
+    fn read_copy(&self, at: u64, buf: BytesMut, _copy: usize) -> Io<'_, BytesMut> {
+        self.read(at, buf)
+    }
+
+    /// Whether copies may differ without a fault.
+    fn may_differ(&self, _at: u64, _len: u64) -> bool {
+        false
+    }
+
+    /// Whether all copies are equal.
+    fn agree(&self, _at: u64, _len: u64) -> Io<'_, bool> {
+        Box::pin(async { Ok(true) })
+    }
+
+    /// Makes all copies hold `good`, durably; returns how many did not. Without copies there is nothing to do it from.
+    fn mend(&self, _at: u64, _good: Bytes) -> Io<'_, u64> {
+        Box::pin(async { Ok(0) })
+    }
+
+    /// What this store knows of checks and repairs.
+    fn healing(&self) -> &Arc<Healing>;
+
     /// Makes everything from `end` on read as if it was never written.
     fn cut(&self, end: u64) -> Io<'_, ()>;
 
@@ -106,6 +136,9 @@ pub(crate) trait Home: Debug + Send + Sync {
 
     /// The segments of a partition, by base offset, when the store is opened.
     fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>>;
+
+    /// What this store knows of checks and repairs.
+    fn healing(&self) -> &Arc<Healing>;
 
     /// A segment that has no bytes yet, and leaves no trace before the first is reserved.
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;

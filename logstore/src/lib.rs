@@ -13,10 +13,12 @@
 //!   formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
+//! - [`heal`]: batches that are not sound: another copy has them, or they are lost.
 //! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
 //!   partitions.
 //! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
 //! - [`inspect`], [`export`]: offline looks at a store, and copies of it in Kafka's own layout, for tools.
+//! - [`scrub`]: all of it, in all copies, in the background.
 //! - [`store`]: topics, and the life of the whole; `tasks`, `graveyard`, `context`: what partitions share.
 
 mod aborted;
@@ -31,6 +33,7 @@ mod epochs;
 pub mod error;
 pub mod export;
 mod graveyard;
+pub mod heal;
 mod health;
 mod home;
 pub mod index;
@@ -38,6 +41,7 @@ pub mod inspect;
 pub mod partition;
 pub mod producers;
 pub mod records;
+pub mod scrub;
 mod segment;
 pub mod store;
 mod tasks;
@@ -47,6 +51,8 @@ mod volume;
 pub use batch::{Origin, Outcome};
 pub use config::TopicConfig;
 pub use error::{Error, Result};
+pub use heal::HealingCounts;
 pub use partition::{Appended, Commit, Offsets, Partition, ReadLimit, Slice, Visible};
 pub use producers::ProducerState;
+pub use scrub::{ScrubOptions, ScrubStatus};
 pub use store::{Home, Store, StoreOptions, Topic};

@@ -13,6 +13,7 @@ use crate::aborted::AbortedList;
 use crate::batch::{self, BatchFault, HEADER, Header, Marker};
 use crate::catalog::records::Kind;
 use crate::error::{Error, Result};
+use crate::heal::{Checked, Lost, Outcome};
 use crate::home::{PartitionId, SegmentBytes};
 use crate::index::Index;
 use bytes::{Bytes, BytesMut};
@@ -59,6 +60,10 @@ pub(crate) struct Segment {
     /// What the index said last about the largest timestamp; forgotten, under the lock of `index`, when the index is
     /// written on or made anew.
     largest: Mutex<Option<(i64, i64)>>,
+    /// What was checked lately (see [`crate::heal`]).
+    pub(crate) checked: Mutex<Option<Box<Checked>>>,
+    /// Places without a good batch, as far as they were found, by position.
+    pub(crate) lost: Mutex<Vec<Lost>>,
 }
 
 /// A batch and where it starts.
@@ -83,8 +88,9 @@ impl Segment {
         end: End,
         sealed: bool,
     ) -> Arc<Self> {
-        let (aborted, index, largest) = (AbortedList::default(), RwLock::new(Slot::Absent), Mutex::new(None));
-        Arc::new(Self { id, base, bytes, sealed, aborted, end: RwLock::new(end), index, largest })
+        let (aborted, end, index) = (AbortedList::default(), RwLock::new(end), RwLock::new(Slot::Absent));
+        let (largest, checked, lost) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { id, base, bytes, sealed, aborted, end, index, largest, checked, lost })
     }
 
     /// Where it ends now.
@@ -150,6 +156,11 @@ impl Segment {
             position,
             fault,
         }
+    }
+
+    /// An error that names a place where no batch is to be told.
+    pub(crate) fn damaged_at(&self, position: u64) -> Error {
+        self.damaged(self.base, position, BatchFault::Unreadable)
     }
 
     /// Asks the index, which is loaded first if it must be.
@@ -340,13 +351,31 @@ impl Segment {
         Ok(largest)
     }
 
-    /// The bytes of a batch, checked.
+    /// The bytes of a batch, checked, and healed if they must be.
     pub(crate) async fn read_batch(&self, placed: &Placed) -> Result<Bytes> {
-        let bytes =
-            self.bytes.read(placed.position, raid::device::buffer(placed.header.size as usize)).await?;
-        batch::check(&placed.header, &bytes)
-            .map_err(|fault| self.damaged(placed.header.base_offset, placed.position, fault))?;
-        Ok(bytes.freeze())
+        let read = self.bytes.read(placed.position, raid::device::buffer(placed.header.size as usize)).await;
+        if let Ok(bytes) = read
+            && batch::check(&placed.header, &bytes).is_ok()
+        {
+            return Ok(bytes.freeze());
+        }
+        match self.settle(placed.position, Some(placed.header.base_offset), None).await? {
+            Outcome::Sound(_, bytes) => Ok(bytes),
+            Outcome::Lost(lost) => Err(self.lost_error(&lost)),
+            Outcome::Unknown => {
+                Err(self.damaged(placed.header.base_offset, placed.position, BatchFault::Empty))
+            }
+        }
+    }
+
+    /// Position from which a look for `offset` starts.
+    pub(crate) async fn floor(self: &Arc<Self>, offset: i64, cache: &IndexCache) -> Result<u64> {
+        self.ask(cache, |index| index.floor(offset)).await
+    }
+
+    /// The last position at or before `position` at which the index knows a batch to start.
+    pub(crate) async fn boundary(self: &Arc<Self>, position: u64, cache: &IndexCache) -> Result<u64> {
+        self.ask(cache, |index| index.boundary(position)).await
     }
 }
 
@@ -356,16 +385,70 @@ pub(crate) struct Walk<'a> {
     end: End,
     chunk: BytesMut,
     chunk_at: u64,
+    /// The batch before, and whether its records were looked at.
+    before: Option<(Placed, bool)>,
 }
 
 impl<'a> Walk<'a> {
     /// A walk that does not go past `end`.
     pub(crate) fn new(segment: &'a Segment, end: End) -> Self {
-        Self { segment, end, chunk: BytesMut::new(), chunk_at: 0 }
+        Self { segment, end, chunk: BytesMut::new(), chunk_at: 0, before: None }
     }
 
-    /// The batch at `position`; `None` at the end. Its header is checked as far as it can be without its records.
+    /// The batch at `position`; `None` at the end. Its header is checked as far as it can be without its records. One that
+    /// cannot be right is looked for in the other copies; where there is none, or another one further on, that is what is
+    /// found, and its place tells.
     pub(crate) async fn batch_at(&mut self, position: u64) -> Result<Option<Placed>> {
+        let mut position = position;
+        let mut expected = (position == 0).then_some(self.segment.base);
+        if let Some((before, _)) = self.before.filter(|(before, _)| before.end() == position) {
+            expected = Some(before.header.next_offset());
+        }
+        loop {
+            if let Some(lost) = self.segment.lost_from(position) {
+                (position, expected) = (lost.end, Some(lost.next));
+                continue;
+            }
+            let fault = match self.header_at(position).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(placed)) if expected.is_none_or(|least| placed.header.base_offset >= least) => {
+                    self.before = Some((placed, false));
+                    return Ok(Some(placed));
+                }
+                Ok(Some(Placed { header, .. })) => {
+                    let (found, expected) = (header.base_offset, expected.unwrap_or(self.segment.base));
+                    self.segment.damaged(found, position, BatchFault::BaseOffset { found, expected })
+                }
+                Err(fault @ (Error::DamagedLog { .. } | Error::Device(_) | Error::File { .. })) => fault,
+                Err(error) => return Err(error),
+            };
+            if let Some((before, false)) = self.before.filter(|(before, _)| before.end() == position) {
+                // Perhaps it is the one before that told a wrong length.
+                self.before = Some((before, true));
+                let least = Some(before.header.base_offset);
+                if let Outcome::Sound(placed, _) = self.segment.settle(before.position, least, None).await?
+                    && placed.end() != position
+                {
+                    self.before = Some((placed, true));
+                    (position, expected) = (placed.end(), Some(placed.header.next_offset()));
+                    self.chunk.clear();
+                    continue;
+                }
+            }
+            match self.segment.settle(position, expected, None).await? {
+                Outcome::Sound(placed, _) => {
+                    self.chunk.clear();
+                    self.before = Some((placed, true));
+                    return Ok(Some(placed));
+                }
+                Outcome::Lost(lost) => (position, expected) = (lost.end, Some(lost.next)),
+                Outcome::Unknown => return Err(fault),
+            }
+        }
+    }
+
+    /// The header at `position` as it is read.
+    async fn header_at(&mut self, position: u64) -> Result<Option<Placed>> {
         if position >= self.end.size {
             return Ok(None);
         }
@@ -435,10 +518,21 @@ impl<'a> Scan<'a> {
                 buf = raid::device::buffer(len);
             }
             buf.truncate(len);
-            self.chunk = self.bytes.read(position, buf).await?;
+            // Where copies may differ, a plain read would make them equal before anybody has chosen.
+            self.chunk = if self.bytes.may_differ(position, len as u64) {
+                self.bytes.read_copy(position, buf, 0).await?
+            } else {
+                self.bytes.read(position, buf).await?
+            };
             self.chunk_at = position;
         }
         Ok(&self.chunk[(position - self.chunk_at) as usize..])
+    }
+
+    /// Another copy has a batch good that was read bad: these bytes of it count.
+    pub(crate) fn patch(&mut self, position: u64, good: Bytes) {
+        self.chunk = BytesMut::from(good);
+        self.chunk_at = position;
     }
 
     /// The whole, sound batch at `position`; what is wrong with it; or `None` at the end.

@@ -17,10 +17,12 @@ use crate::directory::DirectoryHome;
 use crate::directory::names::base64_id;
 use crate::error::{Error, Result};
 use crate::graveyard::Graveyard;
+use crate::heal::HealingCounts;
 use crate::health::Health;
 use crate::home::{self, PartitionId};
 use crate::partition::Partition;
 use crate::partition::recovery::{self, Opened};
+use crate::scrub::{Scrub, ScrubOptions};
 use crate::segment::IndexCache;
 use crate::tasks::Tasks;
 use crate::volume::VolumeHome;
@@ -62,6 +64,11 @@ pub struct StoreOptions {
     /// How long the first commit of a group waits for others before its flush starts. Zero: only while another flush
     /// runs.
     pub commit_linger: Duration,
+    /// For how long the check of a batch's checksum counts; until then it is read without. [`Duration::ZERO`]: each read
+    /// checks. [`Duration::MAX`]: as long as the store is open and nothing bad was found.
+    pub verify_interval: Duration,
+    /// How the logs are scrubbed.
+    pub scrub: ScrubOptions,
 }
 
 impl Default for StoreOptions {
@@ -70,6 +77,8 @@ impl Default for StoreOptions {
             topic_defaults: TopicConfig::kafka_defaults(),
             producer_expiration: Duration::from_secs(24 * 60 * 60),
             commit_linger: Duration::ZERO,
+            verify_interval: Duration::from_secs(1),
+            scrub: ScrubOptions::default(),
         }
     }
 }
@@ -152,7 +161,8 @@ struct ProducerIds {
 /// Topics on one home.
 #[derive(Debug)]
 pub struct Store {
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
+    pub(crate) scrub: Scrub,
     cluster_id: String,
     defaults: TopicConfig,
     topics: RwLock<Topics>,
@@ -179,6 +189,8 @@ impl Store {
                 (Arc::new(home), catalog)
             }
         };
+        let interval = u64::try_from(options.verify_interval.as_millis()).unwrap_or(u64::MAX);
+        home.healing().set_interval(interval);
         let cluster_id = identity(&catalog, &tasks, home.name()).await?;
         let next = catalog.record::<i64>(Table::Meta, b"next_producer_id")?.unwrap_or(0);
         let context = Arc::new(Context {
@@ -199,6 +211,7 @@ impl Store {
         });
         let store = Self {
             context,
+            scrub: Scrub::new(options.scrub),
             cluster_id,
             defaults: options.topic_defaults.as_defaults(),
             topics: RwLock::default(),
@@ -287,6 +300,7 @@ impl Store {
         if self.context.closing.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.scrub.stop();
         let admin = self.admin.lock().await;
         self.context.committer.close();
         self.context.tasks.idle().await;
@@ -413,6 +427,12 @@ impl Store {
         let id = ids.next;
         ids.next += 1;
         Ok(id)
+    }
+
+    /// What was checked and repaired since the store was opened.
+    #[must_use]
+    pub fn healing(&self) -> HealingCounts {
+        self.context.home.healing().counts()
     }
 
     /// Deletes what the topics' retention says; to be called every few minutes by whoever runs the store. A partition

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod common;
+mod healing;
 mod transactions;
 
 use common::*;

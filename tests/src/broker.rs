@@ -75,9 +75,14 @@ impl Running {
         };
         let options = StoreOptions {
             topic_defaults: config.topic_defaults().expect("valid defaults"),
+            verify_interval: config.verify_interval(),
+            scrub: config.scrub(),
             ..StoreOptions::default()
         };
         let store = Store::open(home, options, runtime.clone()).await.expect("a store");
+        if let Some(volume) = &volume {
+            volume.release_resync();
+        }
         let server = Server::bind("127.0.0.1:0").await.expect("a free port");
         let address = server.local_addr().expect("an address");
         let advertised = Endpoint { host: "127.0.0.1".to_owned(), port: address.port() };

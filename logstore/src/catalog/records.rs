@@ -2,7 +2,7 @@
 //! no byte sequence can do worse than fail to parse, and fields can be added).
 //!
 //! ```text
-//! meta        "format" · "cluster_id" · "next_producer_id"
+//! meta        "format" · "cluster_id" · "next_producer_id" · "log_scrub"
 //! topics      topic id (16)                                        TopicRecord
 //! partitions  topic id · partition u32                             PartitionRecord; absent: empty and clean
 //! segments    topic id · partition u32 · base offset i64           SegmentRecord (in directories: checksums of the

@@ -40,6 +40,7 @@ use crate::catalog::records::{Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
+use crate::heal::Healing;
 use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes};
 use crate::tasks::Tasks;
@@ -120,6 +121,7 @@ pub(crate) struct DirectoryHome {
     /// Locked for as long as the store is open.
     _lock: File,
     tasks: Arc<Tasks>,
+    healing: Arc<Healing>,
     catalog: OnceLock<Arc<Catalog>>,
     /// Files written since they were last synced. One that is gone was deleted.
     dirty: Mutex<Vec<Weak<FileSegment>>>,
@@ -152,6 +154,7 @@ impl DirectoryHome {
             path,
             _lock: lock,
             tasks: Arc::clone(&tasks),
+            healing: Healing::new(None, Arc::clone(&tasks)),
             catalog: OnceLock::new(),
             dirty: Mutex::new(Vec::new()),
             dirty_dirs: Mutex::new(BTreeSet::new()),
@@ -312,6 +315,10 @@ impl Home for Arc<DirectoryHome> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
         let (home, id) = (Arc::clone(self), id.clone());
         Box::pin(blocking(move || segment::find(&home, &id, &dir)))
+    }
+
+    fn healing(&self) -> &Arc<Healing> {
+        &self.healing
     }
 
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {

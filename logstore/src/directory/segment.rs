@@ -11,6 +11,7 @@ use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Table};
 use crate::error::{Error, Result};
+use crate::heal::Healing;
 use crate::home::{Found, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -244,6 +245,10 @@ impl SegmentBytes for FileSegment {
 
     fn locate(&self, position: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         Box::pin(async move { Ok(Some(vec![Piece::new(self.file().await?, position, len)])) })
+    }
+
+    fn healing(&self) -> &Arc<Healing> {
+        &self.home.healing
     }
 
     fn cut(&self, end: u64) -> Io<'_, ()> {

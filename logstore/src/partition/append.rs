@@ -295,6 +295,7 @@ impl Partition {
             active.opened.get_or_insert(first.max_timestamp);
         }
         segment.set_end(End { size: size + written, next: last.next_offset() });
+        segment.appended(size..size + written);
         Ok(ended)
     }
 

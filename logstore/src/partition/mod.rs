@@ -26,6 +26,7 @@ pub use read::Slice;
 use crate::catalog::records::PartitionRecord;
 use crate::config::TopicConfig;
 use crate::context::Context;
+use crate::epochs::Epochs;
 use crate::error::{Error, Result};
 use crate::home::PartitionId;
 use crate::producers::{Ended, Producers};
@@ -212,6 +213,17 @@ impl Partition {
         let record = self.record.lock();
         // The current epoch has its place even while it has written nothing.
         if epoch == record.epoch { Some((epoch, log_end)) } else { record.epochs.end_offset(epoch, log_end) }
+    }
+
+    /// The first segment with this base offset or a later one.
+    pub(crate) fn segment_from(&self, base: i64) -> Option<Arc<Segment>> {
+        let log = self.log.read();
+        log.segments.iter().find(|segment| segment.base >= base).map(Arc::clone)
+    }
+
+    /// Which epochs wrote where.
+    pub(crate) fn epochs(&self) -> Epochs {
+        self.record.lock().epochs.clone()
     }
 
     /// Bytes of batches held.

@@ -1,14 +1,15 @@
 //! The read path.
 //!
 //! Cost of a read that finds its index in memory: two short locks, a binary search over the segments and one over the
-//! index, one to three cached reads of 4 KiB for headers (see [`crate::segment`]), one `locate`. No record byte is
-//! read here: the caller sends the pieces.
+//! index, one to three cached reads of 4 KiB for headers (see [`crate::segment`]), one `locate`. The caller sends the
+//! pieces. What has not been checked lately is read once, and its checksums are checked ([`crate::heal`]).
 
 use super::{Partition, ReadLimit};
 use crate::batch;
 use crate::error::{Error, Result};
+use crate::heal::Verified;
 use crate::home::SegmentBytes;
-use crate::segment::Segment;
+use crate::segment::{Placed, Segment};
 use bytes::Bytes;
 use raid::device::Piece;
 use std::sync::Arc;
@@ -21,11 +22,16 @@ pub struct Slice {
     position: u64,
     len: u64,
     pieces: Option<Vec<Piece>>,
+    /// Where what is copied is checked as it is read.
+    checked: Option<CheckedCopy>,
 }
+
+/// A segment, and batches of it that were read and checked, with the position of the first.
+type CheckedCopy = (Arc<Segment>, tokio::sync::Mutex<(u64, Bytes)>);
 
 impl Slice {
     fn empty() -> Self {
-        Self { lease: None, position: 0, len: 0, pieces: Some(Vec::new()) }
+        Self { lease: None, position: 0, len: 0, pieces: Some(Vec::new()), checked: None }
     }
 
     /// Whether it is of this segment.
@@ -66,12 +72,40 @@ impl Slice {
     /// range past the end is shortened to it.
     pub async fn copy_range(&self, at: u64, len: u64) -> Result<Bytes> {
         let len = len.min(self.len.saturating_sub(at));
-        match &self.lease {
-            Some(bytes) if len > 0 => {
+        match (&self.lease, &self.checked) {
+            (Some(_), Some((segment, held))) if len > 0 => {
+                let held = &mut *held.lock().await;
+                self.copy_checked(segment, held, self.position + at, len as usize).await
+            }
+            (Some(bytes), None) if len > 0 => {
                 Ok(bytes.read(self.position + at, raid::device::buffer(len as usize)).await?.freeze())
             }
             _ => Ok(Bytes::new()),
         }
+    }
+
+    /// What is read here may come from another copy than the one that was checked: so it is checked itself.
+    async fn copy_checked(
+        &self,
+        segment: &Segment,
+        (start, batches): &mut (u64, Bytes),
+        from: u64,
+        len: usize,
+    ) -> Result<Bytes> {
+        let mut out = bytes::BytesMut::with_capacity(len);
+        while out.len() < len {
+            let at = from + out.len() as u64;
+            if at < *start || batches.is_empty() {
+                (*start, *batches) = (self.position, Bytes::new());
+            }
+            while *start + batches.len() as u64 <= at {
+                *start += batches.len() as u64;
+                *batches = segment.read_sound(*start, self.position + self.len).await?;
+            }
+            let part = &batches[(at - *start) as usize..];
+            out.extend_from_slice(&part[..part.len().min(len - out.len())]);
+        }
+        Ok(out.freeze())
     }
 }
 
@@ -106,13 +140,15 @@ impl Partition {
             return Ok(Slice::empty());
         }
         for segment in self.segments_from(from) {
-            let Some(first) = segment.find(from, &self.context.indexes).await? else { continue };
+            let Some((first, sound_to)) = self.find_sound(&segment, from, u64::from(max_bytes)).await? else {
+                continue;
+            };
             if first.header.next_offset() > limit {
                 return Ok(Slice::empty());
             }
             let (start, most) = (first.position, first.position + u64::from(max_bytes));
             let end = if first.end() <= most {
-                segment.find_end(start, most, limit, &self.context.indexes).await?
+                segment.find_end(start, most.min(sound_to), limit, &self.context.indexes).await?
             } else if at_least_one {
                 first.end()
             } else {
@@ -121,6 +157,73 @@ impl Partition {
             return slice(&segment, start, end).await;
         }
         Ok(Slice::empty())
+    }
+
+    /// The first batch that holds `offset` or a later one, checked; and up to where all is sound from there on: `most`
+    /// bytes, or more, or to the next lost place. `None` at the segment's end.
+    async fn find_sound(
+        &self,
+        segment: &Arc<Segment>,
+        offset: i64,
+        most: u64,
+    ) -> Result<Option<(Placed, u64)>> {
+        /// One for what is known, one for what is not, one more if what was healed begins elsewhere, and one in reserve.
+        const LOOKS: usize = 4;
+        let indexes = &self.context.indexes;
+        let epochs = self.epochs();
+        let floor = segment.floor(offset, indexes).await?;
+        let (mut from, mut sound_to) = (floor, segment.checked_to(floor));
+        for _ in 0..LOOKS {
+            if sound_to > from {
+                if let Some(lost) = segment.lost_at(offset) {
+                    return Err(segment.lost_error(&lost));
+                }
+                let Some(first) = segment.find(offset, indexes).await? else { return Ok(None) };
+                let enough = (first.position + most).min(segment.end().size);
+                if first.position >= from && first.end() <= sound_to {
+                    if sound_to < enough
+                        && let Verified::To(further, _) =
+                            segment.verify(sound_to, enough, offset, None, Some(&epochs)).await?
+                    {
+                        sound_to = further;
+                    }
+                    let lost = segment.lost_after(first.position).map_or(u64::MAX, |lost| lost.position);
+                    return Ok(Some((first, sound_to.min(lost))));
+                }
+                if first.position < from || first.position > sound_to {
+                    from = first.position;
+                }
+            }
+            let until = from + most;
+            sound_to = match segment.verify(from, until, offset, None, Some(&epochs)).await? {
+                Verified::To(end, _) => end,
+                Verified::NoBatch => {
+                    // Lost, or the index is wrong: from further back it can be told.
+                    from = if from == floor && from > 0 {
+                        segment.boundary(from - 1, indexes).await?
+                    } else {
+                        0
+                    };
+                    let again = segment.verify(from, until, offset, None, Some(&epochs)).await?;
+                    match (again, from) {
+                        (Verified::To(end, _), _) => end,
+                        (Verified::NoBatch, 0) => return Ok(None),
+                        (Verified::NoBatch, _) => {
+                            from = 0;
+                            match segment.verify(0, until, offset, None, Some(&epochs)).await? {
+                                Verified::To(end, _) => end,
+                                Verified::NoBatch => return Ok(None),
+                            }
+                        }
+                    }
+                }
+            };
+            if sound_to <= from {
+                return Ok(None);
+            }
+        }
+        // What is read keeps changing under the eyes.
+        Err(segment.damaged(offset, from, crate::batch::BatchFault::Unreadable))
     }
 
     /// The segments that may hold `offset` or later ones, in order.
@@ -137,17 +240,25 @@ impl Partition {
         self.check_exists()?;
         let offsets = self.offsets();
         let segments = self.log.read().segments.clone();
-        for segment in segments {
+        'segments: for segment in segments {
             let largest = segment.largest_timestamp(&self.context.indexes).await?;
             if largest.is_none_or(|(largest, _)| largest < timestamp) {
                 continue;
             }
-            let found = segment.find_time(timestamp, offsets.log_start, &self.context.indexes).await?;
-            let Some(placed) = found else { continue };
-            if placed.header.next_offset() > offsets.high_watermark {
-                return Ok(None);
-            }
-            let bytes = segment.read_batch(&placed).await?;
+            let mut from = offsets.log_start;
+            let (placed, bytes) = loop {
+                let found = segment.find_time(timestamp, from, &self.context.indexes).await?;
+                let Some(placed) = found else { continue 'segments };
+                if placed.header.next_offset() > offsets.high_watermark {
+                    return Ok(None);
+                }
+                match segment.read_batch(&placed).await {
+                    Ok(bytes) => break (placed, bytes),
+                    // Those that are lost have no timestamps.
+                    Err(Error::LostBatch { next, .. }) if next > from => from = next,
+                    Err(error) => return Err(error),
+                }
+            };
             let record = batch::first_at_or_after(&placed.header, &bytes, timestamp);
             return Ok(record.map(|(offset, at)| (offset.max(offsets.log_start), at)));
         }
@@ -170,11 +281,15 @@ impl Partition {
     }
 }
 
-async fn slice(segment: &Segment, start: u64, end: u64) -> Result<Slice> {
+async fn slice(segment: &Arc<Segment>, start: u64, end: u64) -> Result<Slice> {
     if end <= start {
         return Ok(Slice::empty());
     }
     let len = end - start;
     let pieces = segment.bytes.locate(start, len).await?;
-    Ok(Slice { lease: Some(Arc::clone(&segment.bytes)), position: start, len, pieces })
+    // What was checked is the copy that is usually read. Of another one the bytes are copied, and checked as they are.
+    let pieces = pieces.filter(|pieces| pieces.iter().all(|piece| piece.usual));
+    let checked = (segment.bytes.copies() > 1)
+        .then(|| (Arc::clone(segment), tokio::sync::Mutex::new((start, Bytes::new()))));
+    Ok(Slice { lease: Some(Arc::clone(&segment.bytes)), position: start, len, pieces, checked })
 }

@@ -3,7 +3,8 @@
 //! **Closed in order**: the catalog says where the log ends and how long its last segment is; if what is there agrees,
 //! nothing is read. **Not closed in order**: segments that end at or before the recovery point are whole; from there
 //! on every batch is read and checked (frame, checksum, offsets that follow each other, epochs that do not fall), up
-//! to the first that is not sound. What lies behind it is cut off, and the cut is made durable before anything is
+//! to the first that is not sound in any copy. Where copies may differ, the good one is made the content of all before it
+//! counts ([`crate::heal`]). What lies behind the end is cut off, and the cut is made durable before anything is
 //! served: a tail that was torn once can never come back, not even in part. Index and producers are made on the way.
 //! Then the leader epoch rises, so that whoever saw more of the log can tell.
 //!
@@ -16,11 +17,12 @@ use crate::catalog::records::PartitionRecord;
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::error::Result;
+use crate::heal::Ground;
 use crate::home::{Found, PartitionId, SegmentBytes};
 use crate::index::Index;
 use crate::producers::Producers;
 use crate::segment::{End, Scan, Segment};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -112,21 +114,18 @@ struct Scanned {
     fault: Option<BatchFault>,
 }
 
-/// Checks a segment from its start. `epoch` is that of the batch before.
-async fn scan(
-    bytes: &Arc<dyn SegmentBytes>,
-    base: i64,
-    reach: u64,
-    interval: u64,
-    epoch: &mut i32,
-    replay: &mut Replay,
-) -> Result<Scanned> {
+/// Checks a segment from its start to the end of `ground`. `epoch` is that of the batch before.
+async fn scan(ground: Ground<'_>, interval: u64, epoch: &mut i32, replay: &mut Replay) -> Result<Scanned> {
+    let Ground { id, bytes, base, end: End { size: reach, .. }, .. } = ground;
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
     let mut end = End { size: 0, next: base };
     let (mut opened, mut transactions_from, mut fault) = (None, None, None);
+    let mut mends = Mends::default();
     while let Some(outcome) = scan.batch_at(end.size).await? {
-        let header = match outcome.and_then(|header| follows(header, end, base, *epoch)) {
+        let found = outcome.and_then(|header| follows(header, end, base, *epoch));
+        let ground = Ground { epoch: *epoch, ..ground };
+        let header = match choose(&ground, &mut scan, &mut mends, end, found).await? {
             Ok(header) => header,
             Err(found) => {
                 fault = Some(found);
@@ -142,7 +141,80 @@ async fn scan(
         *epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
+    mends.carry_out(bytes).await?;
+    if mends.batches > 0 {
+        bytes.healing().mended(mends.batches);
+        tracing::warn!(
+            "{}-{}: {} batches of segment {base} were not the same in all copies; they are now",
+            id.topic,
+            id.key.partition,
+            mends.batches
+        );
+    }
     Ok(Scanned { end, index, opened, transactions_from, fault })
+}
+
+/// Batches that are good in one copy, side by side, to be made good in all.
+#[derive(Default)]
+struct Mends {
+    at: u64,
+    good: BytesMut,
+    batches: u64,
+}
+
+impl Mends {
+    /// Bytes that are mended at once: each time costs a flush.
+    const MOST: usize = 1 << 20;
+
+    async fn add(&mut self, bytes: &Arc<dyn SegmentBytes>, at: u64, good: &Bytes) -> Result<()> {
+        if self.at + self.good.len() as u64 != at || self.good.len() + good.len() > Self::MOST {
+            self.carry_out(bytes).await?;
+            self.at = at;
+        }
+        self.good.extend_from_slice(good);
+        self.batches += 1;
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, bytes: &Arc<dyn SegmentBytes>) -> Result<()> {
+        let good = self.good.split().freeze();
+        if !good.is_empty() {
+            bytes.mend(self.at, good).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the other copies where one is not sound, or where they may differ: what is kept is what every later read
+/// returns, from whichever copy.
+async fn choose(
+    ground: &Ground<'_>,
+    scan: &mut Scan<'_>,
+    mends: &mut Mends,
+    end: End,
+    found: std::result::Result<Header, BatchFault>,
+) -> Result<std::result::Result<Header, BatchFault>> {
+    let bytes = ground.bytes;
+    if bytes.copies() == 1 {
+        return Ok(found);
+    }
+    if let Ok(header) = &found {
+        let len = u64::from(header.size);
+        let is_sure = !bytes.may_differ(end.size, len) || bytes.agree(end.size, len).await?;
+        if is_sure && !ground.is_odd(header, Some(end.next)) {
+            return Ok(found);
+        }
+    }
+    let best = match ground.best(end.size, Some(end.next)).await? {
+        Ok(best) => best,
+        Err(fault) => return Ok(Err(found.err().unwrap_or(fault))),
+    };
+    let follows = follows(best.header, end, ground.base, ground.epoch);
+    if follows.is_ok() {
+        mends.add(bytes, end.size, &best.bytes).await?;
+        scan.patch(end.size, best.bytes);
+    }
+    Ok(follows)
 }
 
 /// Whether a sound batch may stand where it stands.
@@ -168,7 +240,7 @@ async fn recover(
     config: Arc<TopicConfig>,
     found: Vec<Found>,
 ) -> Result<Opened> {
-    let now = context.wall_clock();
+    let (now, epochs) = (context.wall_clock(), record.epochs.clone());
     let trusted = found
         .windows(2)
         .take_while(|pair| pair[0].sealed.is_some() && pair[1].base <= record.recovery_point)
@@ -190,7 +262,15 @@ async fn recover(
     while let Some(here) = rest.pop_front() {
         let reach = here.sealed.map_or(here.reach, |sealed| sealed.min(here.reach));
         let interval = config.index_interval_bytes as u64;
-        let scanned = scan(&here.bytes, here.base, reach, interval, &mut epoch, &mut replay).await?;
+        let ground = Ground {
+            id: &id,
+            bytes: &here.bytes,
+            base: here.base,
+            end: End { size: reach, next: i64::MAX },
+            epochs: Some(&epochs),
+            epoch,
+        };
+        let scanned = scan(ground, interval, &mut epoch, &mut replay).await?;
         let whole = segment(&id, &here, scanned.end);
         log_end = scanned.end.next;
         whole.open_index(scanned.index);

@@ -17,6 +17,7 @@ use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Table, To
 use crate::catalog::{Catalog, Change};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
+use crate::heal::Healing;
 use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes};
 use crate::tasks::Tasks;
@@ -50,6 +51,7 @@ pub(crate) struct VolumeHome {
     space: Mutex<FreeSpace>,
     /// Bytes kept back from records.
     reserve: u64,
+    healing: Arc<Healing>,
     /// Segments found at open that nobody has asked for yet.
     found: Mutex<HashMap<PartitionKey, Vec<Found>>>,
 }
@@ -75,6 +77,7 @@ impl VolumeHome {
         let space = FreeSpace::new(layout.space);
         let reserve = (space.free() / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
         let home = Arc::new(Self {
+            healing: Healing::new(Some(Arc::clone(&device)), Arc::clone(&tasks)),
             device,
             catalog: Arc::clone(&catalog),
             tasks,
@@ -185,6 +188,10 @@ impl Home for Arc<VolumeHome> {
     fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>> {
         let found = self.found.lock().remove(&id.key).unwrap_or_default();
         Box::pin(async { Ok(found) })
+    }
+
+    fn healing(&self) -> &Arc<Healing> {
+        &self.healing
     }
 
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {

@@ -13,6 +13,7 @@ use super::{VolumeHome, zero};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, SegmentKey, SegmentRecord, Table};
 use crate::error::{Error, Result};
+use crate::heal::Healing;
 use crate::home::{Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
@@ -290,6 +291,60 @@ impl SegmentBytes for VolumeSegment {
             }
             Ok(Some(pieces))
         })
+    }
+
+    fn copies(&self) -> usize {
+        self.home.device.copies()
+    }
+
+    fn read_copy(&self, at: u64, mut buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
+        Box::pin(async move {
+            let places = self.places(at, buf.len() as u64)?;
+            if let [place] = places[..] {
+                return Ok(self.home.device.read_copy(place.at, buf, copy).await?);
+            }
+            let mut from = 0;
+            for place in places {
+                let part = raid::device::buffer(place.len as usize);
+                let part = self.home.device.read_copy(place.at, part, copy).await?;
+                buf[from..from + part.len()].copy_from_slice(&part);
+                from += part.len();
+            }
+            Ok(buf)
+        })
+    }
+
+    fn may_differ(&self, at: u64, len: u64) -> bool {
+        let places = places(&self.record.read().extents, at, len).unwrap_or_default();
+        places.iter().any(|place| self.home.device.may_differ(place.at, place.len))
+    }
+
+    fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
+        Box::pin(async move {
+            for place in self.places(at, len)? {
+                if !self.home.device.agree(place.at, place.len).await? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn mend(&self, at: u64, mut good: Bytes) -> Io<'_, u64> {
+        Box::pin(async move {
+            // Its places stay its own while it is mended.
+            let _only = self.growth.lock().await;
+            let mut mended = 0;
+            for place in self.places(at, good.len() as u64)? {
+                let part = good.split_to(place.len as usize);
+                mended = self.home.device.mend(place.at, part).await?.max(mended);
+            }
+            Ok(mended)
+        })
+    }
+
+    fn healing(&self) -> &Arc<Healing> {
+        &self.home.healing
     }
 
     fn cut(&self, end: u64) -> Io<'_, ()> {

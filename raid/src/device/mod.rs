@@ -187,6 +187,18 @@ pub trait Device: Send + Sync + 'static {
         Box::pin(async { Err(missing) })
     }
 
+    /// Whether copies of a range may differ without a fault: after an unclean stop, before they were made equal. Costs
+    /// no I/O.
+    fn may_differ(&self, _at: u64, _len: u64) -> bool {
+        false
+    }
+
+    /// Whether all copies of a range can be read and hold the same. Reads each once.
+    fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
+        let checked = check_range(Operation::Read, at, len, self.size());
+        Box::pin(async { checked.map(|()| true) })
+    }
+
     /// Makes every copy of a range hold `good`, which the caller knows to be its content: copies that hold something
     /// else are rewritten, durably, and nothing beside the range changes. Returns how many copies were rewritten. The
     /// caller makes sure that nobody writes the range to something else meanwhile.

@@ -101,6 +101,33 @@ impl Inner {
         Err(failure.unwrap_or_else(|| self.no_copy(span)))
     }
 
+    /// Whether all copies of the range can be read and are equal.
+    pub(super) async fn agree(self: &Arc<Self>, at: u64, len: u64) -> Result<bool> {
+        check_range(Operation::Read, at, len, self.size())?;
+        let inner = Arc::clone(self);
+        run_to_end(self, async move {
+            let mut next = at;
+            while next < at + len {
+                let part = (WINDOW - next % WINDOW).min(at + len - next);
+                let _lock = inner.locks.lock(inner.blocks(next, part)).await;
+                let roster = inner.roster();
+                for span in roster.geometry.spans(next, part) {
+                    let Contents { good, bad } = inner.read_copies(&roster.readable(span), span.len).await;
+                    for (member, ..) in &bad {
+                        member.count_read_error();
+                    }
+                    let differs = good.windows(2).any(|pair| pair[0].2 != pair[1].2);
+                    if differs || good.is_empty() || !bad.is_empty() {
+                        return Ok(false);
+                    }
+                }
+                next += part;
+            }
+            Ok(true)
+        })
+        .await
+    }
+
     /// Rewrites every copy of the range that differs from `good`. Returns how many did.
     pub(super) async fn mend(self: &Arc<Self>, at: u64, good: Bytes) -> Result<u64> {
         if self.read_only {

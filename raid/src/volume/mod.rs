@@ -521,6 +521,15 @@ impl Device for Volume {
         Box::pin(self.inner.read_copy(at, buf, copy))
     }
 
+    fn may_differ(&self, at: u64, len: u64) -> bool {
+        self.inner.may_differ(at, len)
+    }
+
+    fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
+        self.inner.speed.count();
+        Box::pin(self.inner.agree(at, len))
+    }
+
     fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
         Box::pin(self.inner.mend(at, good))
     }

@@ -56,8 +56,10 @@ async fn one_way_reads_around_whichever_member_holds_noise_and_mending_makes_it_
             }
             assert!(good > 0, "{layout} {members}: no way around {noisy}");
             assert!(volume.read_copy(at, buffer(1), volume.copies()).await.is_err());
+            assert!(!volume.agree(at, len).await.unwrap(), "{layout} {members}");
             let mended = volume.mend(0, content.clone()).await.unwrap();
             assert_eq!(mended, 1, "{layout} {members}");
+            assert!(volume.agree(0, volume.size()).await.unwrap());
             assert_eq!(volume.mend(0, content.clone()).await.unwrap(), 0);
             array.stop(volume).await;
             for copy in array.contents(&array.geometry) {
@@ -201,6 +203,7 @@ async fn held_back_resync_leaves_a_good_second_copy_to_be_mended_from() {
     let options = AssembleOptions { hold_resync: true, ..AssembleOptions::default() };
     let volume = array.try_start(array.devices(), options).await.unwrap();
     let range = CHUNK as usize..CHUNK as usize + 100;
+    assert!(volume.may_differ(CHUNK, 100));
     assert_ne!(way(&volume, CHUNK, 100, 0).await, content[range.clone()]);
     assert_eq!(way(&volume, CHUNK, 100, 1).await, content[range.clone()]);
     assert_eq!(volume.mend(CHUNK, content.slice(range)).await.unwrap(), 1);

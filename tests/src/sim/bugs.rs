@@ -229,6 +229,14 @@ impl Device for Buggy {
         if copy == 0 { self.read(at, buf) } else { self.inner.read_copy(at, buf, copy) }
     }
 
+    fn may_differ(&self, at: u64, len: u64) -> bool {
+        self.inner.may_differ(at, len)
+    }
+
+    fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
+        self.inner.agree(at, len)
+    }
+
     fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
         self.inner.mend(at, good)
     }
