@@ -256,8 +256,9 @@ settings! {
     log_flush_scheduler_interval_ms: i64 = i64::MAX, "log.flush.scheduler.interval.ms", at_least::<1, i64>;
     /// How long an idle producer's sequence numbers are remembered.
     producer_id_expiration_ms: i32 = 86_400_000, "producer.id.expiration.ms", at_least::<1, i32>;
-    /// For how long a batch counts as sound once its checksum was checked; 0: each read checks; -1: for good.
-    log_verify_interval_ms: i64 = 1000, "log.verify.interval.ms", at_least::<-1, i64>;
+    /// For how long a batch counts as sound once its checksum was checked; 0: each read checks; -1: until
+    /// the broker stops, or something bad is found.
+    log_verify_interval_ms: i64 = -1, "log.verify.interval.ms", at_least::<-1, i64>;
     /// Time from the end of a scrub of the logs to the next; -1: none begins by itself.
     log_scrub_interval_ms: i64 = 604_800_000, "log.scrub.interval.ms", at_least::<-1, i64>;
     /// Bytes of log that a scrub checks in a second at most.

@@ -1,8 +1,10 @@
 //! Batches that are not sound, and what can be done about them: another copy has them good, or they are lost.
 //!
 //! **Where it is checked.** Recovery checks every batch that it exposes. After that a batch is checked with its checksum
-//! before it is served ([`Segment::verify`]), and by the scrub. What was checked, or appended, counts as checked for
-//! `log.verify.interval.ms` at most; so a consumer's second read of it, and that of a hundred others, costs nothing.
+//! before it is served ([`Segment::verify`]), and by the scrub. What was checked, or appended, counts as checked until the
+//! store is closed, or for `log.verify.interval.ms` if that is set: so records are sent without a copy. What goes bad
+//! *after* that in this life, be it overwritten by somebody, is noticed by a scrub, by a header, or by the consumer; who
+//! will not have that sets the interval to 0, and pays a pass over the bytes with each read.
 //! The memory of it ([`Checked`]) is bounded, a few ranges a segment, and void at once when something bad was found
 //! anywhere, or when another copy becomes the one that is read: it speaks for the copy that was read.
 //!

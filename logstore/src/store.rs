@@ -77,7 +77,7 @@ impl Default for StoreOptions {
             topic_defaults: TopicConfig::kafka_defaults(),
             producer_expiration: Duration::from_secs(24 * 60 * 60),
             commit_linger: Duration::ZERO,
-            verify_interval: Duration::from_secs(1),
+            verify_interval: Duration::MAX,
             scrub: ScrubOptions::default(),
         }
     }
