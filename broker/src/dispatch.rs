@@ -5,7 +5,7 @@
 
 use crate::broker::Broker;
 use crate::connection::Pending;
-use crate::handlers::{admin, cluster, fetch, groups, logs, offsets, produce, topics};
+use crate::handlers::{admin, cluster, fetch, groups, logs, offsets, produce, records, topics};
 use crate::send::Response;
 use crate::wire::{self, EncodeError, Header, Request};
 use kafka_protocol::protocol::Encodable;
@@ -69,6 +69,7 @@ pub async fn dispatch(
         Request::ListOffsets(body) => now(offsets::list(&context, body).await),
         Request::CreateTopics(body) => now(topics::create(&context, body).await),
         Request::DeleteTopics(body) => now(topics::delete(&context, body).await),
+        Request::DeleteRecords(body) => now(records::delete(&context, body).await),
         Request::InitProducerId(body) => now(produce::init_producer_id(&context, &body).await),
         Request::FindCoordinator(body) => now(groups::find_coordinator(&context, body).await),
         Request::JoinGroup(body) => groups::join(context, body).await,

@@ -674,6 +674,8 @@ fn every_served_api_has_its_sweep() {
         InitProducerIdRequest::KEY,
         DescribeConfigsRequest::KEY,
         DescribeClusterRequest::KEY,
+        // In broker_cleaning.rs:
+        DeleteRecordsRequest::KEY,
         // In broker_groups.rs:
         FindCoordinatorRequest::KEY,
         JoinGroupRequest::KEY,

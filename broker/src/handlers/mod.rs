@@ -8,6 +8,7 @@ pub mod groups;
 pub mod logs;
 pub mod offsets;
 pub mod produce;
+pub mod records;
 pub mod topics;
 
 use kafka_protocol::ResponseError;

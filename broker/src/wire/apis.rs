@@ -5,7 +5,7 @@
 //! compressing otherwise, and its versions 0–2 are answered with `UNSUPPORTED_VERSION`, as Kafka 4 does.
 
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
+    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
     DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
     FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
     LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
@@ -44,7 +44,7 @@ const fn lesser(a: i16, b: i16) -> i16 {
 }
 
 /// Everything that is served, by key.
-pub const SERVED: [Api; 22] = [
+pub const SERVED: [Api; 23] = [
     Api { min: 0, ..api::<ProduceRequest>(3, 13) },
     api::<FetchRequest>(4, 18),
     api::<ListOffsetsRequest>(1, 10),
@@ -61,6 +61,7 @@ pub const SERVED: [Api; 22] = [
     api::<ApiVersionsRequest>(0, 4),
     api::<CreateTopicsRequest>(2, 7),
     api::<DeleteTopicsRequest>(1, 6),
+    api::<DeleteRecordsRequest>(0, 2),
     api::<InitProducerIdRequest>(0, 5),
     api::<OffsetForLeaderEpochRequest>(2, 4),
     api::<DescribeConfigsRequest>(1, 4),

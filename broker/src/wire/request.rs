@@ -7,7 +7,7 @@ use super::{Misbehaved, apis};
 use crate::records::Cursor;
 use bytes::Bytes;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteTopicsRequest,
+    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
     DescribeClusterRequest, DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
     FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest,
     LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
@@ -37,6 +37,7 @@ pub enum Request {
     ApiVersionsUnknown,
     CreateTopics(CreateTopicsRequest),
     DeleteGroups(DeleteGroupsRequest),
+    DeleteRecords(DeleteRecordsRequest),
     DeleteTopics(DeleteTopicsRequest),
     DescribeCluster(DescribeClusterRequest),
     DescribeConfigs(DescribeConfigsRequest),
@@ -96,6 +97,7 @@ fn body_of(header: &Header, body: Bytes) -> Result<Request, Malformed> {
         ApiKey::ApiVersions => Request::ApiVersions(typed(body, version)?),
         ApiKey::CreateTopics => Request::CreateTopics(typed(body, version)?),
         ApiKey::DeleteGroups => Request::DeleteGroups(typed(body, version)?),
+        ApiKey::DeleteRecords => Request::DeleteRecords(typed(body, version)?),
         ApiKey::DeleteTopics => Request::DeleteTopics(typed(body, version)?),
         ApiKey::DescribeCluster => Request::DescribeCluster(typed(body, version)?),
         ApiKey::DescribeConfigs => Request::DescribeConfigs(typed(body, version)?),

@@ -95,6 +95,7 @@ fn body_of(api: ApiKey) -> Option<(i16, &'static Struct)> {
         ApiKey::ApiVersions => (3, &API_VERSIONS),
         ApiKey::CreateTopics => (5, &CREATE_TOPICS),
         ApiKey::DeleteTopics => (4, &DELETE_TOPICS),
+        ApiKey::DeleteRecords => (2, &DELETE_RECORDS),
         ApiKey::InitProducerId => (2, &INIT_PRODUCER_ID),
         ApiKey::DescribeConfigs => (4, &DESCRIBE_CONFIGS),
         ApiKey::DeleteGroups => (2, &DELETE_GROUPS),
@@ -104,6 +105,9 @@ fn body_of(api: ApiKey) -> Option<(i16, &'static Struct)> {
         _ => return None,
     })
 }
+
+static DELETE_RECORDS: Struct =
+    plain(&[all(Structs(&plain(&[all(Text), all(Structs(&plain(&[all(INT32), all(INT64)])))]))), all(INT32)]);
 
 static PRODUCE: Struct = plain(&[
     all(Text),

@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::create_topics_request::{
     CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
 };
+use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
@@ -210,6 +211,11 @@ fn full(api: ApiKey, v: i16) -> Bytes {
             encoded(&DeleteTopicsRequest::default().with_topics(vec![state]), v)
         }
         ApiKey::DeleteTopics => encoded(&DeleteTopicsRequest::default().with_topic_names(vec![topic]), v),
+        ApiKey::DeleteRecords => {
+            let partition = DeleteRecordsPartition::default().with_partition_index(1).with_offset(7);
+            let wanted = DeleteRecordsTopic::default().with_name(topic).with_partitions(vec![partition; 2]);
+            encoded(&DeleteRecordsRequest::default().with_topics(vec![wanted; 2]), v)
+        }
         ApiKey::InitProducerId => encoded(&InitProducerIdRequest::default(), v),
         ApiKey::DescribeConfigs => {
             let resource =

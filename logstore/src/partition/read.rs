@@ -230,8 +230,10 @@ impl Partition {
     fn segments_from(&self, offset: i64) -> Vec<Arc<Segment>> {
         let log = self.log.read();
         let after = log.segments.partition_point(|segment| segment.base <= offset);
-        // Usually one, and the one after it when the offset lies in a gap that compaction left at its end.
-        log.segments[after.saturating_sub(1)..].iter().take(2).map(Arc::clone).collect()
+        // Usually one, and the one after it when the offset lies in a gap that compaction left at its end. Compaction
+        // may have left nothing at all of others.
+        let ahead = log.segments[after.saturating_sub(1)..].iter();
+        ahead.filter(|segment| segment.end().size > 0).take(2).map(Arc::clone).collect()
     }
 
     /// The first visible record with a timestamp of at least `timestamp`, as (offset, timestamp). In a compressed batch

@@ -9,6 +9,9 @@
 //! Then the leader epoch rises, so that whoever saw more of the log can tell.
 //!
 //! What a scan reads is bounded by the segments that were not sealed: usually the last one.
+//!
+//! Compaction leaves gaps between offsets, and only below the recovery point: there they are accepted, in case such a
+//! segment is scanned after all; from the recovery point on, offsets are contiguous.
 
 use super::transactions::Replay;
 use super::{Appender, Log, Partition, Progress, Visible, append::Active};
@@ -114,8 +117,13 @@ struct Scanned {
     fault: Option<BatchFault>,
 }
 
-/// Checks a segment from its start to the end of `ground`. `epoch` is that of the batch before.
-async fn scan(ground: Ground<'_>, interval: u64, epoch: &mut i32, replay: &mut Replay) -> Result<Scanned> {
+/// Checks a segment from its start to the end of `ground`.
+async fn scan(
+    ground: Ground<'_>,
+    interval: u64,
+    chain: &mut Chain,
+    replay: &mut Replay,
+) -> Result<Scanned> {
     let Ground { id, bytes, base, end: End { size: reach, .. }, .. } = ground;
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
@@ -123,9 +131,9 @@ async fn scan(ground: Ground<'_>, interval: u64, epoch: &mut i32, replay: &mut R
     let (mut opened, mut transactions_from, mut fault) = (None, None, None);
     let mut mends = Mends::default();
     while let Some(outcome) = scan.batch_at(end.size).await? {
-        let found = outcome.and_then(|header| follows(header, end, base, *epoch));
-        let ground = Ground { epoch: *epoch, ..ground };
-        let header = match choose(&ground, &mut scan, &mut mends, end, found).await? {
+        let found = outcome.and_then(|header| follows(header, end, base, chain));
+        let ground = Ground { epoch: chain.epoch, ..ground };
+        let header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
             Ok(header) => header,
             Err(found) => {
                 fault = Some(found);
@@ -138,7 +146,7 @@ async fn scan(ground: Ground<'_>, interval: u64, epoch: &mut i32, replay: &mut R
             transactions_from.get_or_insert(header.base_offset);
         }
         opened.get_or_insert(header.max_timestamp);
-        *epoch = header.leader_epoch;
+        chain.epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
     mends.carry_out(bytes).await?;
@@ -192,6 +200,7 @@ async fn choose(
     scan: &mut Scan<'_>,
     mends: &mut Mends,
     end: End,
+    chain: &Chain,
     found: std::result::Result<Header, BatchFault>,
 ) -> Result<std::result::Result<Header, BatchFault>> {
     let bytes = ground.bytes;
@@ -209,7 +218,7 @@ async fn choose(
         Ok(best) => best,
         Err(fault) => return Ok(Err(found.err().unwrap_or(fault))),
     };
-    let follows = follows(best.header, end, ground.base, ground.epoch);
+    let follows = follows(best.header, end, ground.base, chain);
     if follows.is_ok() {
         mends.add(bytes, end.size, &best.bytes).await?;
         scan.patch(end.size, best.bytes);
@@ -217,18 +226,27 @@ async fn choose(
     Ok(follows)
 }
 
+/// What holds a batch to those before it.
+struct Chain {
+    /// The epoch of the batch before.
+    epoch: i32,
+    /// Before this offset compaction may have left gaps.
+    gaps_below: i64,
+}
+
 /// Whether a sound batch may stand where it stands.
-fn follows(header: Header, end: End, base: i64, epoch: i32) -> std::result::Result<Header, BatchFault> {
+fn follows(header: Header, end: End, base: i64, chain: &Chain) -> std::result::Result<Header, BatchFault> {
     let (found, expected) = (header.base_offset, end.next);
     // Offsets and positions of a segment fit 32 bits, relative to its base; more than that was never written.
     let fits = header.next_offset() > expected
         && header.last_offset() - base <= i64::from(i32::MAX)
         && u32::try_from(end.size).is_ok();
-    if found != expected || !fits {
+    let in_place = found == expected || (found > expected && header.next_offset() <= chain.gaps_below);
+    if !in_place || !fits {
         return Err(BatchFault::BaseOffset { found, expected });
     }
-    if header.leader_epoch < epoch {
-        return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: epoch });
+    if header.leader_epoch < chain.epoch {
+        return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: chain.epoch });
     }
     Ok(header)
 }
@@ -257,7 +275,8 @@ async fn recover(
     });
     let mut unsealed: Vec<Unsealed> = Vec::new();
     let mut appender = Appender { ready: true, ..Appender::default() };
-    let (mut epoch, mut log_end) = (-1, record.log_start);
+    let mut chain = Chain { epoch: -1, gaps_below: record.recovery_point };
+    let mut log_end = record.log_start;
     let mut rest = found.into_iter().skip(trusted).collect::<VecDeque<_>>();
     while let Some(here) = rest.pop_front() {
         let reach = here.sealed.map_or(here.reach, |sealed| sealed.min(here.reach));
@@ -268,11 +287,18 @@ async fn recover(
             base: here.base,
             end: End { size: reach, next: i64::MAX },
             epochs: Some(&epochs),
-            epoch,
+            epoch: chain.epoch,
         };
-        let scanned = scan(ground, interval, &mut epoch, &mut replay).await?;
-        let whole = segment(&id, &here, scanned.end);
-        log_end = scanned.end.next;
+        let scanned = scan(ground, interval, &mut chain, &mut replay).await?;
+        let mut end = scanned.end;
+        if scanned.fault.is_none()
+            && let Some(next) = rest.front().filter(|next| next.base <= record.recovery_point)
+        {
+            // The records between were compacted away.
+            end.next = end.next.max(next.base);
+        }
+        let whole = segment(&id, &here, end);
+        log_end = end.next;
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));
         record.transactions_from = record.transactions_from.or(scanned.transactions_from);
@@ -297,8 +323,8 @@ async fn recover(
             lost.bytes.erase().await?;
         }
     }
-    if log_end < record.log_start {
-        // The tail was lost up to before the log's start: nothing that is left belongs to it.
+    if log_end <= record.log_start {
+        // All records were deleted, or the tail was lost up to before the log's start: nothing that is left belongs to it.
         for segment in segments.drain(..) {
             segment.bytes.erase().await?;
         }
@@ -312,7 +338,7 @@ async fn recover(
     let first_open = replay.producers.first_open();
     appender.producers = replay.producers;
     record.clean = None;
-    record.epoch = record.epoch.max(epoch).saturating_add(1);
+    record.epoch = record.epoch.max(chain.epoch).saturating_add(1);
     record.epochs.begin(record.epoch, log_end);
     record.recovery_point = record.recovery_point.min(log_end);
     let progress = Progress::opened(log_end, first_open);

@@ -1,7 +1,7 @@
 //! What happens to a partition besides appends and reads: sealing a rolled segment, retention, a stop in order,
 //! deletion. All of it holds `maintenance`, so that the partition's record has one writer at a time.
 
-use super::{Appender, Partition};
+use super::{Appender, Offsets, Partition};
 use crate::catalog::Change;
 use crate::catalog::records::{Clean, Kind, PartitionRecord, Table};
 use crate::error::{Error, Result};
@@ -120,15 +120,60 @@ impl Partition {
     async fn delete_expired(self: &Arc<Self>, appender: Option<&mut Appender>) -> Result<()> {
         let _only = self.maintenance.lock().await;
         self.check_exists()?;
+        let count = self.expired().await?;
+        self.drop_segments(count, 0, appender).await
+    }
+
+    /// Moves the log's start up to `before`, durably, and deletes the segments that lie wholly below it (Kafka's
+    /// `DeleteRecords`). Returns the first offset held. One that the start has passed already changes nothing; one above
+    /// the high watermark is refused.
+    pub async fn delete_records_before(self: &Arc<Self>, before: i64) -> Result<i64> {
+        self.context.check()?;
+        // Only the appender may end the active segment, and its lock comes first.
+        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let _only = self.maintenance.lock().await;
+        self.context.check()?;
+        self.check_exists()?;
+        let Offsets { log_start, high_watermark, log_end, .. } = self.offsets();
+        if before < 0 || before > high_watermark {
+            return Err(Error::OffsetOutOfRange {
+                topic: Arc::clone(&self.id.topic),
+                partition: self.index(),
+                offset: before,
+                log_start,
+                log_end,
+            });
+        }
+        if before <= log_start {
+            return Ok(log_start);
+        }
         let segments = self.log.read().segments.clone();
-        let mut count = self.expired().await?;
+        let count = segments.iter().take_while(|segment| segment.end().next <= before).count();
+        drop(segments);
+        self.drop_segments(count, before, Some(&mut appender)).await?;
+        Ok(self.log.read().start)
+    }
+
+    /// Takes the first `count` segments off the log, which then starts at `start` or later. All of them only with the
+    /// appender at hand. The caller holds `maintenance`.
+    async fn drop_segments(
+        self: &Arc<Self>,
+        count: usize,
+        start: i64,
+        appender: Option<&mut Appender>,
+    ) -> Result<()> {
+        let segments = self.log.read().segments.clone();
+        let mut count = count;
         match appender {
             // It is deleted, so it need not be sealed.
             Some(appender) if count == segments.len() => appender.active = None,
             _ => count = count.min(segments.len().saturating_sub(1)),
         }
-        let Some(last) = count.checked_sub(1).and_then(|at| segments.get(at)) else { return Ok(()) };
-        let log_start = last.end().next;
+        let last = count.checked_sub(1).and_then(|at| segments.get(at));
+        let log_start = last.map_or(start, |last| last.end().next.max(start));
+        if log_start <= self.record.lock().log_start && count == 0 {
+            return Ok(());
+        }
         let gone = &segments[..count];
         let mut change = Change::vital();
         for segment in gone {
@@ -151,6 +196,9 @@ impl Partition {
             log.segments.drain(..count);
         }
         *self.record.lock() = record;
+        if gone.is_empty() {
+            return Ok(());
+        }
         let bytes: Vec<_> = gone.iter().map(|segment| Arc::clone(&segment.bytes)).collect();
         for segment in &bytes {
             segment.forgotten();
