@@ -102,6 +102,24 @@ impl Broker {
             }
         }
     }
+
+    /// Compacts for as long as the broker runs.
+    pub async fn compact(self: Arc<Self>) {
+        let interval = Duration::from_millis(self.config.log_cleaner_backoff_ms as u64);
+        let mut stopping = self.stopping();
+        loop {
+            tokio::select! {
+                () = self.runtime.sleep(interval) => {}
+                _ = stopping.wait_for(|stop| *stop) => return,
+            }
+            match self.store.compact().await {
+                Ok(_) => {}
+                // On the way down.
+                Err(logstore::Error::Closed) => return,
+                Err(error) => tracing::error!(%error, "compaction cannot go on"),
+            }
+        }
+    }
 }
 
 /// Whether a topic is the broker's own: clients read it, only the broker writes it.

@@ -234,6 +234,20 @@ settings! {
     /// `delete`, `compact` or both.
     log_cleanup_policy: String = "delete", "log.cleanup.policy",
         |v| v.split(',').try_for_each(|p| one_of(p.trim(), &["delete", "compact"]));
+    /// Whether compaction runs.
+    log_cleaner_enable: bool = true, "log.cleaner.enable", any;
+    /// How long compaction rests when nothing is due.
+    log_cleaner_backoff_ms: i64 = 15_000, "log.cleaner.backoff.ms", at_least::<0, i64>;
+    /// Memory for the keys of a pass; Kafka's default is 128 MiB.
+    log_cleaner_dedupe_buffer_size: i64 = 33_554_432, "log.cleaner.dedupe.buffer.size", at_least::<1_048_576, i64>;
+    /// Bytes a second that compaction reads at most.
+    log_cleaner_io_max_bytes_per_second: i64 = i64::MAX, "log.cleaner.io.max.bytes.per.second", at_least::<1, i64>;
+    /// How long tombstones are kept.
+    log_cleaner_delete_retention_ms: i64 = 86_400_000, "log.cleaner.delete.retention.ms", at_least::<0, i64>;
+    /// The shortest time that a record stays out of compaction.
+    log_cleaner_min_compaction_lag_ms: i64 = 0, "log.cleaner.min.compaction.lag.ms", at_least::<0, i64>;
+    /// The longest time that a record stays out of compaction.
+    log_cleaner_max_compaction_lag_ms: i64 = i64::MAX, "log.cleaner.max.compaction.lag.ms", at_least::<1, i64>;
     /// How long the space of a removed segment is kept.
     log_segment_delete_delay_ms: i64 = 60_000, "log.segment.delete.delay.ms", at_least::<0, i64>;
     /// Bytes of log between two index entries.
@@ -372,6 +386,9 @@ impl Config {
             ("file.delete.delay.ms", self.log_segment_delete_delay_ms.to_string()),
             ("flush.messages", self.log_flush_interval_messages.to_string()),
             ("flush.ms", self.flush_ms().to_string()),
+            ("delete.retention.ms", self.log_cleaner_delete_retention_ms.to_string()),
+            ("min.compaction.lag.ms", self.log_cleaner_min_compaction_lag_ms.to_string()),
+            ("max.compaction.lag.ms", self.log_cleaner_max_compaction_lag_ms.to_string()),
         ];
         for (key, value) in pairs {
             topic.set_default(key, &value)?;

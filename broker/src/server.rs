@@ -40,6 +40,10 @@ impl Server {
         let mut connections = JoinSet::new();
         let timers = tokio::spawn(Arc::clone(&broker.groups).run_timers());
         let retention = tokio::spawn(Arc::clone(&broker).enforce_retention());
+        if broker.config.log_cleaner_enable {
+            // Not waited for: closing the store ends it.
+            drop(tokio::spawn(Arc::clone(&broker).compact()));
+        }
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,

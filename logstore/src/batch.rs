@@ -31,11 +31,13 @@ const CRC_FROM: usize = 21;
 const MAX_TIMESTAMP_AT: usize = 35;
 
 /// Compression codec, low three bits of the attributes.
-const COMPRESSION: i16 = 0x07;
+pub(crate) const COMPRESSION: i16 = 0x07;
 /// Timestamps are the broker's (`LogAppendTime`).
 const LOG_APPEND_TIME: i16 = 0x08;
 const TRANSACTIONAL: i16 = 0x10;
 const CONTROL: i16 = 0x20;
+/// The base timestamp is the time from which compaction drops the batch's tombstones.
+pub(crate) const DELETE_HORIZON: i16 = 0x40;
 
 /// What is wrong with a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +116,12 @@ pub enum BatchFault {
     /// On disk: the bytes cannot be read.
     #[error("it cannot be read")]
     Unreadable,
+    /// A record without a key, where the last of each key is kept.
+    #[error("it has a record without a key, and its topic is compacted")]
+    Keyless,
+    /// Records that cannot be read, where they must be.
+    #[error("its records cannot be read, and its topic is compacted")]
+    Records,
     /// A produce request with no batch in it.
     #[error("it is empty")]
     Empty,
@@ -213,6 +221,12 @@ impl Header {
     #[must_use]
     pub fn is_control(&self) -> bool {
         self.attributes & CONTROL != 0
+    }
+
+    /// When compaction may drop the batch's tombstones, in milliseconds, once it has seen them.
+    #[must_use]
+    pub fn delete_horizon(&self) -> Option<i64> {
+        (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
     }
 
     /// Whether the producer asked for idempotence.
@@ -390,7 +404,7 @@ pub fn stamp_append_time(batch: &mut [u8], now: i64) {
     restamp_crc(batch);
 }
 
-fn restamp_crc(batch: &mut [u8]) {
+pub(crate) fn restamp_crc(batch: &mut [u8]) {
     let crc = crc32c::crc32c(&batch[CRC_FROM..]);
     (&mut batch[CRC_AT..]).put_u32(crc);
 }
@@ -406,8 +420,10 @@ pub fn first_at_or_after(header: &Header, batch: &[u8], timestamp: i64) -> Optio
         // All records have the batch's timestamp.
         return Some((header.base_offset, header.max_timestamp));
     }
-    let first = (header.base_offset, header.base_timestamp);
-    if header.attributes & COMPRESSION != 0 || header.base_timestamp >= timestamp {
+    // Where compaction has set a delete horizon, the base timestamp is that and no record's.
+    let is_records = header.delete_horizon().is_none();
+    let first = (header.base_offset, if is_records { header.base_timestamp } else { header.max_timestamp });
+    if header.attributes & COMPRESSION != 0 || (is_records && header.base_timestamp >= timestamp) {
         return Some(first);
     }
     let mut rest = batch.get(HEADER..)?;

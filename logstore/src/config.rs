@@ -222,7 +222,7 @@ const MAX: i64 = i64::MAX;
 
 table! {
     cleanup_policy: CleanupPolicy, List, "cleanup.policy" = "delete", Acts, any,
-        "What happens to old segments: delete, compact, or both. Compaction comes later; delete acts.";
+        "What happens to old segments: delete, compact, or both.";
     compression_gzip_level: i32, Int, "compression.gzip.level" = "-1", Kept, |v| between(v, -1, 9),
         "Level for gzip when the broker compresses.";
     compression_lz4_level: i32, Int, "compression.lz4.level" = "9", Kept, |v| between(v, 1, 17),
@@ -232,7 +232,7 @@ table! {
         "Codec of stored batches. Batches are kept as the producer compressed them.";
     compression_zstd_level: i32, Int, "compression.zstd.level" = "3", Kept, |v| between(v, -131_072, 22),
         "Level for zstd when the broker compresses.";
-    delete_retention_ms: i64, Long, "delete.retention.ms" = "86400000", Kept, |v| between(v, 0, MAX),
+    delete_retention_ms: i64, Long, "delete.retention.ms" = "86400000", Acts, |v| between(v, 0, MAX),
         "How long compaction keeps tombstones, in milliseconds.";
     file_delete_delay_ms: i64, Long, "file.delete.delay.ms" = "60000", Acts, |v| between(v, 0, MAX),
         "How long the space of a removed segment is kept before it is given back, in milliseconds.";
@@ -250,7 +250,7 @@ table! {
         "Local size limit under tiered storage, in bytes.";
     local_retention_ms: i64, Long, "local.retention.ms" = "-2", Kept, |v| at_least(v, -2),
         "Local time limit under tiered storage, in milliseconds.";
-    max_compaction_lag_ms: i64, Long, "max.compaction.lag.ms" = "9223372036854775807", Kept, |v| at_least(v, 1),
+    max_compaction_lag_ms: i64, Long, "max.compaction.lag.ms" = "9223372036854775807", Acts, |v| at_least(v, 1),
         "Longest time that a record stays out of compaction, in milliseconds.";
     max_message_bytes: i32, Int, "max.message.bytes" = "1048588", Acts, |v| at_least(v, 0),
         "Largest batch that is accepted, in bytes.";
@@ -261,9 +261,9 @@ table! {
         "How far a timestamp may lie before the broker's clock, in milliseconds.";
     message_timestamp_type: TimestampType, String, "message.timestamp.type" = "CreateTime", Acts, any,
         "Whose clock timestamps are: `CreateTime` or `LogAppendTime`.";
-    min_cleanable_dirty_ratio: f64, Double, "min.cleanable.dirty.ratio" = "0.5", Kept, |v| between(v, 0.0, 1.0),
+    min_cleanable_dirty_ratio: f64, Double, "min.cleanable.dirty.ratio" = "0.5", Acts, |v| between(v, 0.0, 1.0),
         "Dirty share of a log at which compaction starts.";
-    min_compaction_lag_ms: i64, Long, "min.compaction.lag.ms" = "0", Kept, |v| at_least(v, 0),
+    min_compaction_lag_ms: i64, Long, "min.compaction.lag.ms" = "0", Acts, |v| at_least(v, 0),
         "Shortest time that a record stays out of compaction, in milliseconds.";
     min_insync_replicas: i32, Int, "min.insync.replicas" = "1", Kept, |v| at_least(v, 1),
         "Replicas that must be in sync. The volume's legs are the replicas here.";

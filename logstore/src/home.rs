@@ -11,7 +11,7 @@
 //!   last `Arc` is dropped, and not before.
 
 use crate::catalog::Change;
-use crate::catalog::records::{Kind, PartitionKey, TopicRecord};
+use crate::catalog::records::{Kind, PartitionKey, Swap, TopicRecord};
 use crate::epochs::Epochs;
 use crate::error::Result;
 use crate::heal::Healing;
@@ -125,6 +125,19 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     /// That change is durable.
     fn forgotten(&self);
 
+    /// Of a segment from [`Home::cleaned_segment`]: makes its bytes durable and puts it in the place of `old`, neighbours
+    /// of which the first has its base offset, in one commit with the change. When that failed, `old` is as it was.
+    fn take_place<'a>(&'a self, old: &'a [Arc<dyn SegmentBytes>], sealing: Sealing) -> Io<'a, ()>;
+
+    /// Finishes what the commit of [`SegmentBytes::take_place`] has decided.
+    fn settle<'a>(&'a self, old: &'a [Arc<dyn SegmentBytes>]) -> Io<'a, ()>;
+
+    /// Another segment is about to take this one's place: whoever reads it goes on reading what it is now.
+    fn hold(&self) -> Io<'_, ()>;
+
+    /// Another segment has taken its place: the space is given back with the last lease.
+    fn replaced(&self);
+
     /// Removes the segment at once and durably: recovery found that it is no part of its log. Nobody reads it.
     fn erase(&self) -> Io<'_, ()>;
 }
@@ -134,14 +147,18 @@ pub(crate) trait Home: Debug + Send + Sync {
     /// What to call it in messages.
     fn name(&self) -> &str;
 
-    /// The segments of a partition, by base offset, when the store is opened.
-    fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>>;
+    /// The segments of a partition, by base offset, when the store is opened. `swap` is finished first, if it was not.
+    fn segments<'a>(&'a self, id: &'a PartitionId, swap: Option<Swap>) -> Io<'a, Vec<Found>>;
 
     /// What this store knows of checks and repairs.
     fn healing(&self) -> &Arc<Healing>;
 
     /// A segment that has no bytes yet, and leaves no trace before the first is reserved.
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
+
+    /// A segment that is written beside those of the log, to take the place of the one with this base offset and of
+    /// neighbours: without a trace until then.
+    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
 
     /// Makes every write that completed before this call durable, in all partitions.
     fn flush(&self) -> Io<'_, ()>;

@@ -9,7 +9,7 @@
 //!
 //! - [`error`]: what can go wrong, a variant a cause; `health`: whether anything may still be promised.
 //! - [`config`]: topic configuration, with Kafka's names and defaults.
-//! - [`batch`], [`records`], [`compression`], [`index`], [`producers`], [`transactions`], `epochs`: bytes and rules of the
+//! - [`batch`], [`records`], [`compression`], [`compaction`], [`index`], [`producers`], [`transactions`], `epochs`: bytes and rules of the
 //!   formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
@@ -24,7 +24,9 @@
 mod aborted;
 pub mod batch;
 mod catalog;
+mod cleaner;
 mod commit;
+pub mod compaction;
 pub mod compression;
 pub mod config;
 mod context;
@@ -49,6 +51,7 @@ pub mod transactions;
 mod volume;
 
 pub use batch::{Origin, Outcome};
+pub use cleaner::CleanerOptions;
 pub use config::TopicConfig;
 pub use error::{Error, Result};
 pub use heal::HealingCounts;

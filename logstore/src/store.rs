@@ -10,6 +10,7 @@
 
 use crate::catalog::records::{FORMAT, PartitionKey, PartitionRecord, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
+use crate::cleaner::{Cleaner, CleanerOptions};
 use crate::commit::Committer;
 use crate::config::TopicConfig;
 use crate::context::Context;
@@ -21,6 +22,7 @@ use crate::heal::HealingCounts;
 use crate::health::Health;
 use crate::home::{self, PartitionId};
 use crate::partition::Partition;
+use crate::partition::compact::is_local;
 use crate::partition::recovery::{self, Opened};
 use crate::scrub::{Scrub, ScrubOptions};
 use crate::segment::IndexCache;
@@ -69,6 +71,8 @@ pub struct StoreOptions {
     pub verify_interval: Duration,
     /// How the logs are scrubbed.
     pub scrub: ScrubOptions,
+    /// What compaction may take.
+    pub cleaner: CleanerOptions,
 }
 
 impl Default for StoreOptions {
@@ -79,6 +83,7 @@ impl Default for StoreOptions {
             commit_linger: Duration::ZERO,
             verify_interval: Duration::MAX,
             scrub: ScrubOptions::default(),
+            cleaner: CleanerOptions::default(),
         }
     }
 }
@@ -169,6 +174,7 @@ pub struct Store {
     /// One topic is made, changed or deleted at a time.
     admin: tokio::sync::Mutex<()>,
     producer_ids: tokio::sync::Mutex<ProducerIds>,
+    cleaner: Cleaner,
 }
 
 impl Store {
@@ -217,6 +223,7 @@ impl Store {
             topics: RwLock::default(),
             admin: tokio::sync::Mutex::new(()),
             producer_ids: tokio::sync::Mutex::new(ProducerIds { next, end: next }),
+            cleaner: Cleaner::new(options.cleaner),
         };
         store.open_topics().await?;
         Ok(Arc::new(store))
@@ -303,6 +310,8 @@ impl Store {
         self.scrub.stop();
         let admin = self.admin.lock().await;
         self.context.committer.close();
+        // It sees that the store is being closed, and ends.
+        let cleaning = self.cleaner.turn.lock().await;
         self.context.tasks.idle().await;
         self.context.health.check()?;
         let partitions: Vec<_> = self.topics().iter().flat_map(|topic| topic.partitions.clone()).collect();
@@ -318,7 +327,7 @@ impl Store {
         self.context.tasks.close();
         self.context.health.close();
         self.context.catalog.close().await?;
-        drop(admin);
+        drop((admin, cleaning));
         Ok(())
     }
 
@@ -454,6 +463,52 @@ impl Store {
             }
         }
         first
+    }
+
+    /// Waits until what is under way in the background (sealing, space given back) is done.
+    pub async fn quiet(&self) {
+        self.context.tasks.idle().await;
+    }
+
+    /// Compacts the partitions that are due (`cleanup.policy=compact`), the dirtiest first, one at a time; to be called
+    /// every few seconds by whoever runs the store. Returns how many were compacted. One that fails does not keep the
+    /// others from it; it is told of in the log.
+    pub async fn compact(&self) -> Result<usize> {
+        let _turn = self.cleaner.turn.lock().await;
+        let mut due = Vec::new();
+        for topic in self.topics().iter().filter(|topic| topic.config().cleanup_policy.compact) {
+            for partition in &topic.partitions {
+                self.context.check()?;
+                if self.cleaner.is_stuck(partition.key()) {
+                    continue;
+                }
+                match partition.dirty_share().await {
+                    Ok(Some(share)) => due.push((share, Arc::clone(partition))),
+                    Ok(None) | Err(Error::UnknownTopic { .. }) => {}
+                    Err(error) => self.compaction_failed(partition, error)?,
+                }
+            }
+        }
+        due.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let mut done = 0;
+        for (_, partition) in due {
+            match partition.compact(&self.cleaner).await {
+                Ok(()) => done += 1,
+                // Deleted meanwhile.
+                Err(Error::UnknownTopic { .. }) => {}
+                Err(error) => self.compaction_failed(&partition, error)?,
+            }
+        }
+        Ok(done)
+    }
+
+    fn compaction_failed(&self, partition: &Partition, error: Error) -> Result<()> {
+        if !is_local(&error) {
+            return Err(error);
+        }
+        let name = format!("{}-{}", partition.topic(), partition.index());
+        self.cleaner.failed(partition.key(), &name, &error);
+        Ok(())
     }
 
     /// Refuses a name that is taken, or that would share its metric names with one that is.

@@ -116,6 +116,15 @@ pub(crate) struct Clean {
     pub(crate) first_open: Option<i64>,
 }
 
+/// A compacted segment that takes the place of all with records of its offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Swap {
+    /// Its base offset.
+    pub(crate) base: i64,
+    /// Where the next segment begins.
+    pub(crate) end: i64,
+}
+
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PartitionRecord {
@@ -129,6 +138,12 @@ pub(crate) struct PartitionRecord {
     pub(crate) epochs: Epochs,
     /// Present when nothing was appended since a stop in order.
     pub(crate) clean: Option<Clean>,
+    /// Below it compaction has looked at every record.
+    #[serde(default)]
+    pub(crate) cleaned: i64,
+    /// In a directory, the files that took the place of others last.
+    #[serde(default)]
+    pub(crate) swap: Option<Swap>,
     /// No transactional batch or marker lies below; absent: there never was one.
     #[serde(default)]
     pub(crate) transactions_from: Option<i64>,
@@ -142,6 +157,8 @@ impl Default for PartitionRecord {
             epoch: 0,
             epochs: Epochs::default(),
             clean: Some(Clean { end: 0, size: 0, first_open: None }),
+            cleaned: 0,
+            swap: None,
             transactions_from: None,
         }
     }

@@ -6,12 +6,18 @@
 //! <topic>-<partition>/<base offset, 20 digits>.log .index .timeindex .txnindex
 //!                     <end offset, 20 digits>.snapshot
 //!                     leader-epoch-checkpoint   partition.metadata
+//!                     <base offset>.log.cleaned               compaction at work
+//!                     <base offset>.log.<end offset>.swap     about to take the place of all from base to end
 //! <topic>-<partition>.<topic id>-delete/        a deleted topic's directory, until its space is given back
 //! ```
 //!
 //! Order of events: a topic's directories are made before its record, so a stop in between leaves directories without
 //! records, which the next start removes. A deleted topic's record moves to the table `dying` in one commit; then its
 //! directories are renamed away and, when their time has come, removed; a start finishes what was left.
+//!
+//! Compaction writes a `.cleaned` file, makes it durable and renames it to `.swap`; then the partition's record says so, in
+//! the catalog, and that decides: the `.swap` becomes the `.log`, its neighbours up to its end are removed. A start
+//! finishes what the record says, and removes every other `.cleaned` and `.swap`.
 //!
 //! A flush syncs every file written since the flush before, and the directories in which files appeared. It costs a
 //! sync a file: that is what a volume saves.
@@ -36,7 +42,7 @@ pub(crate) mod names;
 pub(crate) mod offline;
 mod segment;
 
-use crate::catalog::records::{Table, TopicRecord};
+use crate::catalog::records::{Swap, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
@@ -311,10 +317,10 @@ impl Home for Arc<DirectoryHome> {
         &self.name
     }
 
-    fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>> {
+    fn segments<'a>(&'a self, id: &'a PartitionId, swap: Option<Swap>) -> Io<'a, Vec<Found>> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
         let (home, id) = (Arc::clone(self), id.clone());
-        Box::pin(blocking(move || segment::find(&home, &id, &dir)))
+        Box::pin(blocking(move || segment::find(&home, &id, &dir, swap)))
     }
 
     fn healing(&self) -> &Arc<Healing> {
@@ -324,6 +330,11 @@ impl Home for Arc<DirectoryHome> {
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
         FileSegment::new(self, id, dir, base)
+    }
+
+    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
+        let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
+        FileSegment::beside(self, id, dir, base)
     }
 
     fn flush(&self) -> Io<'_, ()> {

@@ -34,6 +34,23 @@ pub(crate) fn offset_file(dir: &Path, offset: i64, extension: &str) -> PathBuf {
     dir.join(format!("{offset:020}.{extension}"))
 }
 
+/// A segment that compaction is writing.
+pub(super) fn cleaned_file(dir: &Path, base: i64) -> PathBuf {
+    dir.join(format!("{base:020}.log.cleaned"))
+}
+
+/// A segment that is about to take the place of all from its base to `end`.
+pub(super) fn swap_file(dir: &Path, base: i64, end: i64) -> PathBuf {
+    dir.join(format!("{base:020}.log.{end:020}.swap"))
+}
+
+/// Whether a file is one of those two.
+pub(super) fn is_of_compaction(name: &str) -> bool {
+    name.split_once(".log.").is_some_and(|(_, rest)| {
+        rest == "cleaned" || rest.split_once('.').is_some_and(|(_, kind)| kind == "swap")
+    })
+}
+
 /// The offset in the name of a file with this extension.
 pub(super) fn offset_of(name: &str, extension: &str) -> Option<i64> {
     let stem = name.strip_suffix(extension)?.strip_suffix('.')?;

@@ -9,7 +9,7 @@
 
 use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
 use crate::catalog::Change;
-use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Table};
+use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Swap, Table};
 use crate::error::{Error, Result};
 use crate::heal::Healing;
 use crate::home::{Found, Io, PartitionId, Sealing, SegmentBytes};
@@ -48,6 +48,10 @@ pub(super) struct FileSegment {
     dead: AtomicBool,
     /// No record speaks of it: its files go when it is dropped.
     freed: AtomicBool,
+    /// It is written beside the log, under another name.
+    beside: AtomicBool,
+    /// What is to be written beside it once it has its own name, and up to where it reaches.
+    pending: Mutex<(i64, Vec<(PathBuf, Bytes)>)>,
     this: Weak<Self>,
 }
 
@@ -58,7 +62,21 @@ impl std::fmt::Debug for FileSegment {
 }
 
 /// The segments in a partition's directory.
-pub(super) fn find(home: &Arc<DirectoryHome>, id: &PartitionId, dir: &Path) -> Result<Vec<Found>> {
+pub(super) fn find(
+    home: &Arc<DirectoryHome>,
+    id: &PartitionId,
+    dir: &Path,
+    swap: Option<Swap>,
+) -> Result<Vec<Found>> {
+    if let Some(Swap { base, end }) = swap {
+        finish_swap(dir, base, end)?;
+    }
+    for (name, path) in entries(dir)? {
+        if names::is_of_compaction(&name) {
+            // Never decided.
+            remove(&path)?;
+        }
+    }
     let mut found = Vec::new();
     for (name, path) in entries(dir)? {
         if let Some(base) = names::offset_of(&name, "log") {
@@ -86,11 +104,23 @@ impl FileSegment {
             dirty: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
+            beside: AtomicBool::new(false),
+            pending: Mutex::default(),
             this: Weak::clone(this),
         })
     }
 
+    /// A segment that is to take the place of another.
+    pub(super) fn beside(home: &Arc<DirectoryHome>, id: &PartitionId, dir: PathBuf, base: i64) -> Arc<Self> {
+        let segment = Self::new(home, id, dir, base);
+        segment.beside.store(true, Ordering::Release);
+        segment
+    }
+
     fn path(&self) -> PathBuf {
+        if self.beside.load(Ordering::Acquire) {
+            return names::cleaned_file(&self.dir, self.base);
+        }
         names::offset_file(&self.dir, self.base, "log")
     }
 
@@ -134,7 +164,12 @@ impl FileSegment {
             at("open", &path, File::options().read(true).write(true).open(&path)).map(Arc::new)
         })
         .await?;
-        self.slot.lock().seen = Arc::downgrade(&file);
+        let mut slot = self.slot.lock();
+        if let Some(held) = &slot.held {
+            // The name may be another's since (see `hold`).
+            return Ok(Arc::clone(held));
+        }
+        slot.seen = Arc::downgrade(&file);
         Ok(file)
     }
 
@@ -202,6 +237,57 @@ impl FileSegment {
         }
         let catalog = self.home.catalog.get().ok_or(Error::Closed)?;
         catalog.submit(change).await
+    }
+}
+
+impl FileSegment {
+    async fn take_place_now(&self, old: &[Arc<dyn SegmentBytes>], sealing: Sealing) -> Result<()> {
+        let Sealing { end, sidecars, change, .. } = sealing;
+        // Its bytes and length, before its name says that they are there.
+        let (file, from) = (self.file_to_append().await?, self.path());
+        let (dir, to) = (self.dir.clone(), names::swap_file(&self.dir, self.base, end));
+        blocking(move || {
+            at("sync", &from, file.sync_all())?;
+            at("rename", &from, fs::rename(&from, &to))?;
+            sync_dir(&dir)
+        })
+        .await?;
+        let mut all = Change::vital();
+        for segment in old {
+            segment.hold().await?;
+            segment.forget(&mut all).await?;
+        }
+        if sidecars.iter().any(|(kind, _)| *kind == Kind::TxnIndex) {
+            all.put(Table::Segments, &self.key(), &checksums(&sidecars));
+        }
+        all.join(change);
+        // The snapshot at its end is there already.
+        let derived = sidecars.into_iter().filter(|(kind, _)| *kind != Kind::Snapshot);
+        let files = derived.map(|(kind, bytes)| (self.sidecar_path(kind, end), bytes)).collect();
+        *self.pending.lock() = (end, files);
+        let catalog = self.home.catalog.get().ok_or(Error::Closed)?;
+        // From here on its file is removed only if it is known that the commit did not happen.
+        self.beside.store(false, Ordering::Release);
+        let outcome = catalog.submit(all).await;
+        if matches!(outcome, Err(Error::CatalogFull { .. })) {
+            self.beside.store(true, Ordering::Release);
+        }
+        outcome
+    }
+
+    async fn settle_now(&self) -> Result<()> {
+        let (end, files) = std::mem::take(&mut *self.pending.lock());
+        let (dir, base) = (self.dir.clone(), self.base);
+        blocking(move || {
+            finish_swap(&dir, base, end)?;
+            let present = files.iter().filter(|(_, bytes)| !bytes.is_empty());
+            present.into_iter().try_for_each(|(path, bytes)| write_file(path, bytes))?;
+            sync_dir(&dir)
+        })
+        .await?;
+        // It has its name, and is opened when it is read.
+        self.slot.lock().held = None;
+        Ok(())
     }
 }
 
@@ -298,6 +384,27 @@ impl SegmentBytes for FileSegment {
         self.slot.lock().held = None;
     }
 
+    fn take_place<'a>(&'a self, old: &'a [Arc<dyn SegmentBytes>], sealing: Sealing) -> Io<'a, ()> {
+        Box::pin(self.take_place_now(old, sealing))
+    }
+
+    fn settle<'a>(&'a self, _: &'a [Arc<dyn SegmentBytes>]) -> Io<'a, ()> {
+        Box::pin(self.settle_now())
+    }
+
+    fn hold(&self) -> Io<'_, ()> {
+        Box::pin(async {
+            let file = self.file().await?;
+            // A read that is about to open the name by itself finds this one first.
+            self.slot.lock().held.get_or_insert(file);
+            Ok(())
+        })
+    }
+
+    fn replaced(&self) {
+        // Its name is another's or gone; the open file is what is left, and goes with the last lease.
+    }
+
     fn erase(&self) -> Io<'_, ()> {
         self.dead.store(true, Ordering::Release);
         self.forgotten();
@@ -318,6 +425,22 @@ impl SegmentBytes for FileSegment {
 
 impl Drop for FileSegment {
     fn drop(&mut self) {
+        if *self.beside.get_mut() {
+            // Written for nothing: it never took its place.
+            let paths = [
+                names::cleaned_file(&self.dir, self.base),
+                names::swap_file(&self.dir, self.base, self.pending.get_mut().0),
+            ];
+            self.home.tasks.spawn(Box::pin(async move {
+                let removed = blocking(move || paths.iter().try_for_each(|path| remove(path))).await;
+                if let Err(error) = removed {
+                    tracing::warn!(
+                        "what compaction wrote for nothing is there until the next start: {error}"
+                    );
+                }
+            }));
+            return;
+        }
         if !*self.freed.get_mut() {
             return;
         }
@@ -330,6 +453,27 @@ impl Drop for FileSegment {
             }
         }));
     }
+}
+
+/// Puts a `.swap` in the place of the segments from its base to `end`. Done once or again, wholly or from half-way: the
+/// outcome is the same.
+fn finish_swap(dir: &Path, base: i64, end: i64) -> Result<()> {
+    const DERIVED: [&str; 3] = ["index", "timeindex", "txnindex"];
+    let swap = names::swap_file(dir, base, end);
+    if swap.exists() {
+        // What was derived from the old bytes must not be taken for the new ones'.
+        DERIVED.iter().try_for_each(|kind| remove(&names::offset_file(dir, base, kind)))?;
+        sync_dir(dir)?;
+        at("rename", &swap, fs::rename(&swap, names::offset_file(dir, base, "log")))?;
+    }
+    for (name, path) in entries(dir)? {
+        let kinds = ["log"].iter().chain(&DERIVED);
+        let gone = kinds.filter_map(|kind| names::offset_of(&name, kind)).any(|at| at > base && at < end);
+        if gone {
+            remove(&path)?;
+        }
+    }
+    sync_dir(dir)
 }
 
 /// Lengths and checksums of the files that can't vouch for themselves.

@@ -14,10 +14,12 @@ use super::{Appended, Appender, Partition, transactions};
 use crate::batch::{self, BatchFault, Header, Marker, Origin};
 use crate::catalog::Change;
 use crate::catalog::records::Table;
+use crate::compaction::INFLATED;
 use crate::config::{TimestampType, TopicConfig};
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::producers::{Ended, Producers, Refusal, Verdict};
+use crate::records::{Records, unpack};
 use crate::segment::{End, Segment, Walk};
 use crate::transactions::Aborted;
 use bytes::{Bytes, BytesMut};
@@ -101,6 +103,9 @@ impl Partition {
             })?;
             let checks = batch::check(&header, whole).and_then(|()| batch::check_produced(&header, origin));
             checks.map_err(|fault| self.invalid(fault))?;
+            if config.cleanup_policy.compact {
+                check_keys(&header, whole).map_err(|fault| self.invalid(fault))?;
+            }
             self.check_time(&header, &config, now)?;
             headers.push(header);
             rest = &rest[size..];
@@ -396,6 +401,17 @@ impl Partition {
     pub(crate) fn mark_deleted(&self) {
         self.deleted.store(true, Ordering::Release);
     }
+}
+
+/// Whether each record has a key, without which compaction could not keep it.
+fn check_keys(header: &Header, batch: &[u8]) -> std::result::Result<(), BatchFault> {
+    let unpacked = unpack(header, batch, INFLATED).map_err(|_| BatchFault::Records)?;
+    for record in Records::new(header, &unpacked) {
+        if record.map_err(|_| BatchFault::Records)?.key.is_none() {
+            return Err(BatchFault::Keyless);
+        }
+    }
+    Ok(())
 }
 
 fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> bool {

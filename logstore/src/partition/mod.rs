@@ -16,6 +16,7 @@
 //! no task and no timer.
 
 mod append;
+pub(crate) mod compact;
 mod read;
 pub(crate) mod recovery;
 mod transactions;
@@ -23,7 +24,7 @@ mod upkeep;
 
 pub use read::Slice;
 
-use crate::catalog::records::PartitionRecord;
+use crate::catalog::records::{PartitionKey, PartitionRecord};
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
@@ -236,6 +237,10 @@ impl Partition {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Visible> {
         self.visible.subscribe()
+    }
+
+    pub(crate) fn key(&self) -> PartitionKey {
+        self.id.key
     }
 
     fn config(&self) -> Arc<TopicConfig> {

@@ -51,7 +51,7 @@ pub(crate) async fn open(
     record: PartitionRecord,
     config: Arc<TopicConfig>,
 ) -> Result<Opened> {
-    let found = below_start_erased(&record, context.home.segments(&id).await?).await?;
+    let found = below_start_erased(&record, context.home.segments(&id, record.swap).await?).await?;
     if let Some(segments) = as_closed(&id, &record, &found) {
         // `as_closed` answers only with a clean marker.
         let end = record.clean.map_or(record.log_start, |clean| clean.end);
@@ -338,6 +338,8 @@ async fn recover(
     let first_open = replay.producers.first_open();
     appender.producers = replay.producers;
     record.clean = None;
+    record.swap = None;
+    record.cleaned = record.cleaned.min(log_end);
     record.epoch = record.epoch.max(chain.epoch).saturating_add(1);
     record.epochs.begin(record.epoch, log_end);
     record.recovery_point = record.recovery_point.min(log_end);

@@ -7,13 +7,13 @@
 //! the last lease on it. So a recycled extent can never show an old batch as the tail of a new log.
 //!
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
-//! changes find room on a full volume and topics can be deleted.
+//! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
 
 pub(crate) mod extent;
 pub(crate) mod layout;
 mod segment;
 
-use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Table, TopicRecord};
+use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Swap, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
@@ -129,8 +129,17 @@ impl VolumeHome {
 
     /// Space for records: leaves the reserve alone. The largest piece up to `want`, at least something.
     fn allocate(&self, want: u64, after: Option<u64>) -> Result<Extent> {
+        self.allocate_above(self.reserve, want, after)
+    }
+
+    /// Space for what compaction writes, which will free more: half the reserve is enough for all else.
+    fn allocate_to_clean(&self, want: u64, after: Option<u64>) -> Result<Extent> {
+        self.allocate_above(self.reserve / 2, want, after)
+    }
+
+    fn allocate_above(&self, reserve: u64, want: u64, after: Option<u64>) -> Result<Extent> {
         let mut space = self.space.lock();
-        let usable = space.free().saturating_sub(self.reserve);
+        let usable = space.free().saturating_sub(reserve);
         let full =
             || Error::NoSpace { place: self.device.name().to_owned(), free: usable, wanted: round_up(want) };
         let want = round_up(want).min(usable / extent::UNIT * extent::UNIT);
@@ -185,7 +194,7 @@ impl Home for Arc<VolumeHome> {
         self.device.name()
     }
 
-    fn segments<'a>(&'a self, id: &'a PartitionId) -> Io<'a, Vec<Found>> {
+    fn segments<'a>(&'a self, id: &'a PartitionId, _: Option<Swap>) -> Io<'a, Vec<Found>> {
         let found = self.found.lock().remove(&id.key).unwrap_or_default();
         Box::pin(async { Ok(found) })
     }
@@ -196,6 +205,10 @@ impl Home for Arc<VolumeHome> {
 
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
         VolumeSegment::new(self, SegmentKey { partition: id.key, base }, SegmentRecord::default())
+    }
+
+    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
+        VolumeSegment::beside(self, SegmentKey { partition: id.key, base })
     }
 
     fn flush(&self) -> Io<'_, ()> {

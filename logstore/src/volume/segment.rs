@@ -39,6 +39,8 @@ pub(super) struct VolumeSegment {
     dead: AtomicBool,
     /// No record speaks of it: its space goes back when it is dropped.
     freed: AtomicBool,
+    /// It is written beside the log, and in no record yet.
+    beside: AtomicBool,
     this: Weak<Self>,
 }
 
@@ -105,8 +107,16 @@ impl VolumeSegment {
             growing: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
+            beside: AtomicBool::new(false),
             this: Weak::clone(this),
         })
+    }
+
+    /// A segment that is to take the place of another.
+    pub(super) fn beside(home: &Arc<VolumeHome>, key: SegmentKey) -> Arc<Self> {
+        let segment = Self::new(home, key, SegmentRecord::default());
+        segment.beside.store(true, Ordering::Release);
+        segment
     }
 
     fn places(&self, at: u64, len: u64) -> Result<Vec<Extent>> {
@@ -127,6 +137,14 @@ impl VolumeSegment {
             let have = room(&record.extents);
             if have >= end {
                 return Ok(());
+            }
+            if self.beside.load(Ordering::Acquire) {
+                // Nothing is read past what was written, and nothing is recorded before all is: no zeroes, no commit.
+                let extent =
+                    self.home.allocate_to_clean(end - have, record.extents.last().map(Extent::end))?;
+                append(&mut record.extents, extent);
+                *self.record.write() = record;
+                continue;
             }
             let double = have.clamp(UNIT, LARGEST).min(round_up(limit.saturating_sub(have)));
             let want = double.max(round_up(end - have));
@@ -227,6 +245,41 @@ impl VolumeSegment {
         self.home.catalog.submit(change).await?;
         *self.record.write() = record;
         self.home.release(free);
+        Ok(())
+    }
+}
+
+impl VolumeSegment {
+    async fn take_place_now(&self, old: &[Arc<dyn SegmentBytes>], sealing: Sealing) -> Result<()> {
+        let _only = self.growth.lock().await;
+        let Sealing { size, sidecars, change, .. } = sealing;
+        let mut record =
+            SegmentRecord { extents: self.record.read().extents.clone(), ..SegmentRecord::default() };
+        record.sealed = Some(size);
+        let unused = trim(&mut record.extents, size);
+        let mut all = Change::vital();
+        for segment in old {
+            segment.forget(&mut all).await?;
+        }
+        for (kind, bytes) in &sidecars {
+            if let Some(blob) = self.store_blob(*kind, bytes, &mut all).await? {
+                record.blobs.insert(*kind, blob);
+            }
+        }
+        all.put(Table::Segments, &self.key.bytes(), &record);
+        all.join(change);
+        // From here on its space is free only if it is known that the commit did not happen.
+        self.beside.store(false, Ordering::Release);
+        // The commit's first flush makes the batches durable before the record that vouches for them.
+        if let Err(error) = self.home.catalog.submit(all).await {
+            if matches!(error, Error::CatalogFull { .. }) {
+                self.beside.store(true, Ordering::Release);
+                self.home.release_now(&record.blobs.values().filter_map(|blob| blob.at).collect::<Vec<_>>());
+            }
+            return Err(error);
+        }
+        *self.record.write() = record;
+        self.home.release(unused);
         Ok(())
     }
 }
@@ -382,6 +435,23 @@ impl SegmentBytes for VolumeSegment {
         self.freed.store(true, Ordering::Release);
     }
 
+    fn take_place<'a>(&'a self, old: &'a [Arc<dyn SegmentBytes>], sealing: Sealing) -> Io<'a, ()> {
+        Box::pin(self.take_place_now(old, sealing))
+    }
+
+    fn settle<'a>(&'a self, _: &'a [Arc<dyn SegmentBytes>]) -> Io<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn hold(&self) -> Io<'_, ()> {
+        // Its extents are its own.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn replaced(&self) {
+        self.forgotten();
+    }
+
     fn erase(&self) -> Io<'_, ()> {
         Box::pin(async {
             let mut change = Change::vital();
@@ -395,7 +465,7 @@ impl SegmentBytes for VolumeSegment {
 
 impl Drop for VolumeSegment {
     fn drop(&mut self) {
-        if *self.freed.get_mut() {
+        if *self.freed.get_mut() || *self.beside.get_mut() {
             let record = self.record.get_mut();
             let mut extents = std::mem::take(&mut record.extents);
             extents.extend(record.blobs.values().filter_map(|blob| blob.at));

@@ -1,7 +1,11 @@
 //! What takes records out of a log: `DeleteRecords`, retention, compaction; on both homes.
 
 use super::common::*;
-use logstore::{Error, ReadLimit, Store};
+use logstore::batch::{BatchFault, Header};
+use logstore::records::{Records, unpack};
+use logstore::{Error, Partition, ReadLimit, Store, StoreOptions};
+use raid::device::Durability;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[test]
@@ -53,6 +57,161 @@ fn records_are_deleted_up_to_an_offset_for_good() {
             assert_eq!((log.offsets().log_start, log.offsets().log_end, log.size()), (181, 181, 0));
             assert_eq!(append_stable(&log, &batch(&["e"])).await, 181);
             assert_eq!(read_all(&log).await.len(), 1);
+        });
+    }
+}
+
+/// What a key's last record says, by reading the whole log; checks on the way that offsets rise.
+async fn table(log: &Partition) -> BTreeMap<String, (i64, Option<String>)> {
+    let mut table = BTreeMap::new();
+    let end = log.offsets().log_end;
+    let (mut at, mut last) = (log.offsets().log_start, -1);
+    while at < end {
+        let bytes = log.read(at, 5000, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
+        assert!(!bytes.is_empty(), "nothing at {at}, before {end}");
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let header = Header::parse(rest).unwrap();
+            let (batch, behind) = rest.split_at(header.size as usize);
+            logstore::batch::check(&header, batch).unwrap();
+            let unpacked = unpack(&header, batch, 1 << 20).unwrap();
+            for record in Records::new(&header, &unpacked) {
+                let record = record.unwrap();
+                assert!(record.offset > last, "{} after {last}", record.offset);
+                last = record.offset;
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                table.insert(text(record.key.unwrap()), (record.offset, record.value.map(text)));
+            }
+            at = header.next_offset();
+            rest = behind;
+        }
+    }
+    table
+}
+
+const COMPACTED: [(&str, &str); 5] = [
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "4000"),
+    ("min.cleanable.dirty.ratio", "0.01"),
+    ("index.interval.bytes", "500"),
+    ("file.delete.delay.ms", "0"),
+];
+
+#[test]
+fn the_last_record_of_each_key_stays() {
+    for place in Place::both() {
+        let mut expected = BTreeMap::new();
+        place.run(async |store: Arc<Store>| {
+            let log = topic(&store, "t", &COMPACTED).await;
+            for at in 0..400i64 {
+                let (key, value) = (format!("k{}", at % 17), format!("v{at} {}", "x".repeat(90)));
+                let batch = keyed(&[(key.as_str(), Some(value.as_str())), ("again", Some("and again"))]);
+                assert_eq!(append(&log, &batch.by(5, 0, at as i32 * 2)).await, at * 2);
+            }
+            store.quiet().await;
+            let before = log.size();
+            let reading = log.read(0, 3000, ReadLimit::HighWatermark, true).await.unwrap();
+            let old = reading.copy().await.unwrap();
+            expected = table(&log).await;
+            assert_eq!(store.compact().await.unwrap(), 1);
+            assert!(log.size() < before / 5, "{} of {before} bytes are left", log.size());
+            assert_eq!(table(&log).await, expected);
+            assert_eq!(reading.copy().await.unwrap(), old, "a lease holds what was replaced");
+            assert_eq!(store.compact().await.unwrap(), 0, "there is nothing left to do");
+            let offsets = log.offsets();
+            assert_eq!((offsets.log_start, offsets.log_end), (0, 800));
+            for from in 0..800 {
+                let slice = log.read(from, 1, ReadLimit::HighWatermark, true).await.unwrap();
+                assert!(Header::parse(&slice.copy().await.unwrap()).unwrap().last_offset() >= from);
+            }
+            assert_eq!(append(&log, &keyed(&[("k1", None)]).by(5, 0, 800)).await, 800);
+            expected.insert("k1".to_owned(), (800, None));
+        });
+        // Killed; and then once more, closed.
+        for _ in 0..2 {
+            place.run_and_close(async |store: Arc<Store>| {
+                let log = first(&store, "t");
+                assert_eq!(table(&log).await, expected);
+                let again =
+                    log.append(keyed(&[("k1", None)]).by(5, 0, 800).bytes(), Durability::Cached).await;
+                assert_eq!(again.unwrap().base_offset, 800, "the producer is known");
+            });
+        }
+        if place.volume.is_none() {
+            let dir = place.partition_dir("t", 0);
+            assert!(files(&dir, "cleaned").is_empty() && files(&dir, "swap").is_empty());
+            // Whatever a kill may leave of a compaction that was not decided goes.
+            std::fs::write(dir.join("00000000000000000000.log.cleaned"), "noise").unwrap();
+            std::fs::write(dir.join("00000000000000000000.log.00000000000000000100.swap"), "noise").unwrap();
+            place.run(async |store: Arc<Store>| assert_eq!(table(&first(&store, "t")).await, expected));
+            assert!(files(&dir, "cleaned").is_empty() && files(&dir, "swap").is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_small_map_needs_several_passes_and_tombstones_go_in_time() {
+    for place in Place::both() {
+        let options = |options: &mut StoreOptions| options.cleaner.memory = 7 * logstore::compaction::ENTRY;
+        place.run_with(options, async |store: Arc<Store>| {
+            let own = [COMPACTED.as_slice(), &[("delete.retention.ms", "0")]].concat();
+            let log = topic(&store, "t", &own).await;
+            for at in 0..300 {
+                let (key, other) = (format!("k{}", at % 40), format!("gone{}", at % 3));
+                append(
+                    &log,
+                    &keyed(&[(key.as_str(), Some("v".repeat(100).as_str())), (other.as_str(), None)]),
+                )
+                .await;
+            }
+            store.quiet().await;
+            let expected = table(&log).await;
+            assert_eq!(store.compact().await.unwrap(), 1);
+            assert_eq!(table(&log).await, expected, "tombstones wait for the next cleaning");
+            for at in 0..300 {
+                append(&log, &keyed(&[(format!("k{}", at % 40).as_str(), Some("v".repeat(100).as_str()))]))
+                    .await;
+            }
+            store.quiet().await;
+            let segments = |place: &Place| files(&place.partition_dir("t", 0), "log").len();
+            let before = if place.volume.is_none() { segments(&place) } else { 0 };
+            store.compact().await.unwrap();
+            if place.volume.is_none() {
+                assert!(segments(&place) < before / 2, "what has shrunk is merged");
+            }
+            let after = table(&log).await;
+            assert!(after.keys().all(|key| key.starts_with('k')), "{after:?}");
+            assert_eq!(after.len(), 40);
+        });
+    }
+}
+
+#[test]
+fn lags_ratio_and_keys_are_held() {
+    for place in Place::both() {
+        place.run(async |store: Arc<Store>| {
+            let own = |more: &[(&'static str, &'static str)]| [COMPACTED.as_slice(), more].concat();
+            let fresh = topic(&store, "fresh", &own(&[("min.compaction.lag.ms", "3600000")])).await;
+            let late = topic(
+                &store,
+                "late",
+                &own(&[("min.cleanable.dirty.ratio", "1.0"), ("max.compaction.lag.ms", "1")]),
+            )
+            .await;
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+            for _ in 0..100 {
+                append(&fresh, &keyed(&[("k", Some("v".repeat(100).as_str()))]).at(now as i64)).await;
+                append(&late, &keyed(&[("k", Some("v".repeat(100).as_str()))])).await;
+            }
+            store.quiet().await;
+            assert_eq!(store.compact().await.unwrap(), 1, "only what is old enough");
+            assert!(late.size() < fresh.size() / 2);
+            let keyless = fresh.append(batch(&["v"]).bytes(), Durability::Cached).await;
+            assert!(matches!(keyless, Err(Error::InvalidBatch { fault: BatchFault::Keyless, .. })));
+            let mut noise = keyed(&[("k", None)]);
+            noise.attributes = 4;
+            let unreadable = fresh.append(noise.bytes(), Durability::Cached).await;
+            assert!(matches!(unreadable, Err(Error::InvalidBatch { fault: BatchFault::Records, .. })));
         });
     }
 }

@@ -15,6 +15,8 @@ pub const NOW: i64 = 1_700_000_000_000;
 /// A batch of uncompressed records with these values; timestamps rise by one millisecond.
 pub struct Batch {
     pub values: Vec<Vec<u8>>,
+    /// Of each value its key, and whether it is none but a tombstone; none where the list ends before.
+    pub keys: Vec<(Vec<u8>, bool)>,
     pub timestamp: i64,
     pub producer: (i64, i16, i32),
     pub attributes: i16,
@@ -23,10 +25,18 @@ pub struct Batch {
 pub fn batch(values: &[&str]) -> Batch {
     Batch {
         values: values.iter().map(|value| value.as_bytes().to_vec()).collect(),
+        keys: Vec::new(),
         timestamp: NOW,
         producer: (-1, -1, -1),
         attributes: 0,
     }
+}
+
+/// Records with keys; no value makes a tombstone.
+pub fn keyed(records: &[(&str, Option<&str>)]) -> Batch {
+    let values: Vec<&str> = records.iter().map(|(_, value)| value.unwrap_or_default()).collect();
+    let keys = records.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.is_none())).collect();
+    Batch { keys, ..batch(&values) }
 }
 
 pub fn sized(bytes: usize, fill: u8) -> Batch {
@@ -65,8 +75,11 @@ impl Batch {
             let mut record = vec![0];
             varint(&mut record, at as i64);
             varint(&mut record, at as i64);
-            varint(&mut record, -1);
-            varint(&mut record, value.len() as i64);
+            let key = self.keys.get(at);
+            varint(&mut record, key.map_or(-1, |(key, _)| key.len() as i64));
+            record.extend(key.iter().flat_map(|(key, _)| key));
+            let is_tombstone = key.is_some_and(|(_, is_tombstone)| *is_tombstone);
+            varint(&mut record, if is_tombstone { -1 } else { value.len() as i64 });
             record.extend(value);
             varint(&mut record, 0);
             varint(&mut records, record.len() as i64);
@@ -138,6 +151,21 @@ impl Place {
         runtime.block_on(async {
             let store = self.open().await.unwrap();
             work(store).await
+        })
+    }
+
+    /// The same with other options.
+    pub fn run_with<T>(
+        &self,
+        set: impl FnOnce(&mut StoreOptions),
+        work: impl AsyncFnOnce(Arc<Store>) -> T,
+    ) -> T {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let mut options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
+            set(&mut options);
+            let runtime = Arc::new(TokioRuntime::current());
+            work(Store::open(self.home(), options, runtime).await.unwrap()).await
         })
     }
 

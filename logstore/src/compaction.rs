@@ -1,0 +1,250 @@
+//! Log compaction: which records of a batch stay, and what the batch becomes. Pure.
+//!
+//! Two walks, as Kafka's `LogCleaner` makes them. The first notes the latest offset of each key in an [`OffsetMap`]; the
+//! second puts each batch through [`filter`]. Rules:
+//!
+//! - A record stays if no later one of its key is in the map, or if it lies behind all that the map has seen.
+//! - A tombstone stays until its batch's delete horizon has passed. The horizon is set by the first cleaning that keeps
+//!   the tombstone, `delete.retention.ms` ahead (attribute bit 6; the base timestamp *is* the horizon then, and
+//!   timestamps of records count from it).
+//! - Records without a key, and those of aborted transactions, go. Transaction markers stay.
+//! - A batch keeps its base and last offset, its sequences and its leader epoch, so that offsets never change. One that
+//!   has the last record of a producer that is still known stays even when it is empty: its sequence is needed.
+//! - Records that stay are copied byte for byte, but for the timestamp's difference where a horizon is set. A batch of
+//!   which all stays is copied whole, compressed or not.
+//! - What cannot be read stays as it is: a batch whose records do not add up, or that decompresses to more than
+//!   [`INFLATED`].
+//!
+//! Keys are known by 128 bits of a keyed hash, so that nobody can make two of them collide on purpose.
+//!
+//! Memory: [`ENTRY`] bytes a key at most, in a map with a limit; one batch, decompressed, and what it becomes.
+
+use crate::batch::{self, DELETE_HORIZON, Header};
+use crate::compression::{Codec, compress};
+use crate::records::{Record, RecordFault, Records, unpack};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
+
+/// Largest batch, decompressed, that is looked into. Units: bytes.
+pub const INFLATED: usize = 128 << 20;
+/// Bytes of memory that a key takes in the map at most, also while the map grows.
+pub const ENTRY: usize = 96;
+
+/// The latest offset of each key, as far as the log was walked.
+#[derive(Debug)]
+pub struct OffsetMap {
+    seed: [u8; 16],
+    offsets: HashMap<[u64; 2], i64, BuildHasherDefault<DefaultHasher>>,
+    most: usize,
+    latest: i64,
+}
+
+impl OffsetMap {
+    /// An empty map for at most `memory` bytes (at least one key); `seed` is random.
+    #[must_use]
+    pub fn new(seed: [u8; 16], memory: usize) -> Self {
+        Self { seed, offsets: HashMap::default(), most: (memory / ENTRY).max(1), latest: -1 }
+    }
+
+    fn hash(&self, key: &[u8]) -> [u64; 2] {
+        [0u8, 1].map(|half| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&self.seed);
+            hasher.write_u8(half);
+            hasher.write(key);
+            hasher.finish()
+        })
+    }
+
+    /// Notes a record; `false`, and nothing is noted, when the map is full.
+    fn note(&mut self, key: &[u8], offset: i64) -> bool {
+        let hash = self.hash(key);
+        if self.offsets.len() >= self.most && !self.offsets.contains_key(&hash) {
+            return false;
+        }
+        self.offsets.insert(hash, offset);
+        self.latest = offset;
+        true
+    }
+
+    /// Notes a batch without records that count.
+    pub fn pass(&mut self, header: &Header) {
+        self.latest = self.latest.max(header.last_offset());
+    }
+
+    /// Notes the records from `from` on of a whole, sound batch. `false` when the map was full before its last record: then
+    /// [`OffsetMap::latest`] is the offset of the last that was noted.
+    pub fn note_batch(&mut self, header: &Header, batch: &[u8], from: i64) -> Result<bool, RecordFault> {
+        let unpacked = unpack(header, batch, INFLATED)?;
+        let records: Vec<_> = Records::new(header, &unpacked).collect::<Result<_, _>>()?;
+        for record in records.iter().filter(|record| record.offset >= from) {
+            if let Some(key) = record.key
+                && !self.note(key, record.offset)
+            {
+                return Ok(false);
+            }
+        }
+        self.pass(header);
+        Ok(true)
+    }
+
+    /// The largest offset noted; −1 when none was.
+    #[must_use]
+    pub fn latest(&self) -> i64 {
+        self.latest
+    }
+
+    /// Keys noted.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Whether no key was noted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+
+    fn is_latest(&self, key: &[u8], offset: i64) -> bool {
+        offset > self.latest || self.offsets.get(&self.hash(key)).is_none_or(|&latest| offset >= latest)
+    }
+}
+
+/// What a batch is judged by besides the map.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// The clock, in milliseconds.
+    pub now: i64,
+    /// `delete.retention.ms`.
+    pub delete_retention_ms: i64,
+    /// The batch has the last record of a producer that is still known.
+    pub is_producers_last: bool,
+    /// The batch belongs to a transaction that was aborted.
+    pub is_aborted: bool,
+}
+
+/// What a batch becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It is copied as it is.
+    Whole,
+    /// These bytes stand for it.
+    Changed(Bytes),
+    /// Nothing stands for it.
+    Nothing,
+}
+
+/// Judges a whole, sound batch.
+pub fn filter(header: &Header, batch: &[u8], map: &OffsetMap, rules: Rules) -> Result<Kept, RecordFault> {
+    if header.is_control() || header.base_offset > map.latest {
+        return Ok(Kept::Whole);
+    }
+    let unpacked = unpack(header, batch, INFLATED)?;
+    let records: Vec<_> = Records::new(header, &unpacked).collect::<Result<_, _>>()?;
+    let horizon = header.delete_horizon();
+    let is_over = horizon.is_some_and(|horizon| rules.now >= horizon);
+    let stays = |record: &Record<'_>| {
+        if rules.is_aborted {
+            return false;
+        }
+        let Some(key) = record.key else { return record.offset > map.latest };
+        map.is_latest(key, record.offset)
+            && (record.value.is_some() || !is_over || record.offset > map.latest)
+    };
+    let kept: Vec<_> = records.iter().copied().filter(stays).collect();
+    if kept.is_empty() {
+        return Ok(match (rules.is_producers_last, records.is_empty()) {
+            (false, _) => Kept::Nothing,
+            (true, true) => Kept::Whole,
+            (true, false) => Kept::Changed(emptied(header)),
+        });
+    }
+    // What lies behind the map was not cleaned yet: its tombstones start to wait when it is.
+    let waits = |record: &Record<'_>| record.value.is_none() && record.offset <= map.latest;
+    let fresh = (horizon.is_none() && kept.iter().any(waits))
+        .then(|| rules.now.saturating_add(rules.delete_retention_ms));
+    if kept.len() == records.len() && fresh.is_none() {
+        return Ok(Kept::Whole);
+    }
+    rebuilt(header, &kept, fresh).map(Kept::Changed)
+}
+
+/// A batch without records.
+fn emptied(header: &Header) -> Bytes {
+    let attributes = header.attributes & !(batch::COMPRESSION | DELETE_HORIZON);
+    assembled(&Header { attributes, base_timestamp: -1, count: 0, ..*header }, &[])
+}
+
+/// A batch with these of its records; `fresh` is the delete horizon to set, if one is.
+fn rebuilt(header: &Header, kept: &[Record<'_>], fresh: Option<i64>) -> Result<Bytes, RecordFault> {
+    let codec = Codec::of(header.attributes).ok_or(RecordFault::Codec(header.attributes & 7))?;
+    let mut header = *header;
+    let mut records = Vec::with_capacity(kept.iter().map(|record| record.bytes.len() + 10).sum());
+    if let Some(horizon) = fresh {
+        header.attributes |= DELETE_HORIZON;
+        header.base_timestamp = horizon;
+    }
+    for record in kept {
+        match fresh {
+            None => records.extend_from_slice(record.bytes),
+            Some(horizon) => rebased(record, horizon, &mut records),
+        }
+    }
+    if !header.is_log_append_time() {
+        header.max_timestamp = kept.iter().map(|record| record.timestamp).max().unwrap_or(-1);
+    }
+    header.count = kept.len() as i32;
+    Ok(assembled(&header, &compress(codec, &records)?))
+}
+
+/// Writes a record with its timestamp counted from `base`.
+fn rebased(record: &Record<'_>, base: i64, out: &mut Vec<u8>) {
+    // They were read from there, so they are there.
+    let mut rest = record.bytes;
+    let skipped = |rest: &mut &[u8]| batch::varint(rest).is_some();
+    let whole = skipped(&mut rest);
+    let Some((&attributes, mut tail)) = rest.split_first().filter(|_| whole) else { return };
+    if !skipped(&mut tail) {
+        return;
+    }
+    let mut body = Vec::with_capacity(tail.len() + 11);
+    body.push(attributes);
+    put_varint(&mut body, record.timestamp.saturating_sub(base));
+    body.extend_from_slice(tail);
+    put_varint(out, body.len() as i64);
+    out.extend_from_slice(&body);
+}
+
+fn put_varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+fn assembled(header: &Header, records: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(batch::HEADER + records.len());
+    out.put_i64(header.base_offset);
+    out.put_i32((batch::HEADER - batch::FRAME + records.len()) as i32);
+    out.put_i32(header.leader_epoch);
+    out.put_i8(2);
+    out.put_u32(0);
+    out.put_i16(header.attributes);
+    out.put_i32(header.last_offset_delta);
+    out.put_i64(header.base_timestamp);
+    out.put_i64(header.max_timestamp);
+    out.put_i64(header.producer_id);
+    out.put_i16(header.producer_epoch);
+    out.put_i32(header.base_sequence);
+    out.put_i32(header.count);
+    out.put_slice(records);
+    batch::restamp_crc(&mut out);
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests;
