@@ -142,6 +142,17 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     fn erase(&self) -> Io<'_, ()>;
 }
 
+/// Where the space for records is. Units: bytes. With nothing under way and nothing leased, `free + held` is `total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// Free, what is kept back from records included.
+    pub free: u64,
+    /// What the catalog says segments and their derived bytes hold.
+    pub held: u64,
+}
+
 /// Where segments live.
 pub(crate) trait Home: Debug + Send + Sync {
     /// What to call it in messages.
@@ -159,6 +170,9 @@ pub(crate) trait Home: Debug + Send + Sync {
     /// A segment that is written beside those of the log, to take the place of the one with this base offset and of
     /// neighbours: without a trace until then.
     fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
+
+    /// Where the space is; `None` where a file system keeps the accounts.
+    fn space(&self) -> Result<Option<Space>>;
 
     /// Makes every write that completed before this call durable, in all partitions.
     fn flush(&self) -> Io<'_, ()>;

@@ -55,6 +55,7 @@ pub use cleaner::CleanerOptions;
 pub use config::TopicConfig;
 pub use error::{Error, Result};
 pub use heal::HealingCounts;
+pub use home::Space;
 pub use partition::{Appended, Commit, Offsets, Partition, ReadLimit, Slice, Visible};
 pub use producers::ProducerState;
 pub use scrub::{ScrubOptions, ScrubStatus};

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::graveyard::Graveyard;
 use crate::heal::HealingCounts;
 use crate::health::Health;
-use crate::home::{self, PartitionId};
+use crate::home::{self, PartitionId, Space};
 use crate::partition::Partition;
 use crate::partition::compact::is_local;
 use crate::partition::recovery::{self, Opened};
@@ -463,6 +463,11 @@ impl Store {
             }
         }
         first
+    }
+
+    /// Where the space of the volume is; `None` in a directory. Costs a walk over the catalog.
+    pub fn space(&self) -> Result<Option<Space>> {
+        self.context.home.space()
     }
 
     /// Waits until what is under way in the background (sealing, space given back) is done.

@@ -182,3 +182,11 @@ pub(crate) struct SegmentRecord {
     pub(crate) sealed: Option<u64>,
     pub(crate) blobs: BTreeMap<Kind, BlobRecord>,
 }
+
+impl SegmentRecord {
+    /// Bytes of the volume that it claims.
+    pub(crate) fn held(&self) -> u64 {
+        let blobs = self.blobs.values().filter_map(|blob| blob.at.as_ref());
+        self.extents.iter().chain(blobs).map(|extent| extent.len).sum()
+    }
+}

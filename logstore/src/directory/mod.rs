@@ -48,7 +48,7 @@ use crate::epochs::Epochs;
 use crate::error::{Error, Result};
 use crate::heal::Healing;
 use crate::health::Health;
-use crate::home::{Found, Home, Io, PartitionId, SegmentBytes};
+use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
 use crate::tasks::Tasks;
 use parking_lot::Mutex;
 use segment::FileSegment;
@@ -335,6 +335,10 @@ impl Home for Arc<DirectoryHome> {
     fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
         let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
         FileSegment::beside(self, id, dir, base)
+    }
+
+    fn space(&self) -> Result<Option<Space>> {
+        Ok(None)
     }
 
     fn flush(&self) -> Io<'_, ()> {

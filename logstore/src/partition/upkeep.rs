@@ -100,8 +100,13 @@ impl Partition {
         for segment in &segments {
             let end = segment.end();
             let is_last = count + 1 == segments.len();
-            if end.next > high_watermark || end.size == 0 {
+            if end.next > high_watermark || (end.size == 0 && is_last) {
                 break;
+            }
+            if end.size == 0 {
+                // Compaction left nothing of it.
+                count += 1;
+                continue;
             }
             let largest = segment.largest_timestamp(&self.context.indexes).await?;
             let too_old = config.retention_ms >= 0

@@ -63,6 +63,12 @@ impl FreeSpace {
         Self { region, runs, free: region.len, cursor: region.at }
     }
 
+    /// Bytes in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.region.len
+    }
+
     /// Bytes free.
     #[must_use]
     pub fn free(&self) -> u64 {

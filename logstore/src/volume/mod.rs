@@ -19,7 +19,7 @@ use crate::epochs::Epochs;
 use crate::error::{Error, Result};
 use crate::heal::Healing;
 use crate::health::Health;
-use crate::home::{Found, Home, Io, PartitionId, SegmentBytes};
+use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
 use crate::tasks::Tasks;
 use extent::{Extent, FreeSpace, round_up};
 use layout::{COPY, HeaderFault, Layout};
@@ -209,6 +209,13 @@ impl Home for Arc<VolumeHome> {
 
     fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
         VolumeSegment::beside(self, SegmentKey { partition: id.key, base })
+    }
+
+    fn space(&self) -> Result<Option<Space>> {
+        let records = self.catalog.records::<SegmentRecord>(Table::Segments)?;
+        let held = records.iter().map(|(_, record)| record.held()).sum();
+        let space = self.space.lock();
+        Ok(Some(Space { total: space.total(), free: space.free(), held }))
     }
 
     fn flush(&self) -> Io<'_, ()> {
