@@ -158,15 +158,24 @@ fn builder() -> redb::Builder {
     builder
 }
 
-/// Opens a database. What a damaged one can make the database do, even a panic, ends here as an error.
-fn guarded<E: std::fmt::Display>(
+/// Does something with a database. What damaged pages can make it do, even a panic, ends here as an error. The database
+/// itself stays outside of `work`: it must not be dropped while a panic unwinds.
+fn guarded<T, E: std::fmt::Display>(
     place: &str,
-    open: impl FnOnce() -> std::result::Result<Database, E>,
-) -> Result<Database> {
-    match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+    work: impl FnOnce() -> std::result::Result<T, E>,
+) -> Result<T> {
+    match std::panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(|error| failed(place, error)),
         Err(_) => Err(failed(place, "its pages are damaged beyond what the database can read")),
     }
+}
+
+/// Closes a database, which writes to it.
+fn let_go(place: &str, database: Database) -> Result<()> {
+    guarded(place, || {
+        drop(database);
+        Ok::<(), Error>(())
+    })
 }
 
 /// All rows of a catalog, read once; see [`read_tables`].
@@ -227,6 +236,9 @@ pub(crate) fn read_tables(place: &str, content: &[u8], findings: &mut Vec<Findin
             Err(_) => damaged(format!("the catalog's table {table:?} cannot be read: its pages are damaged")),
         }
     }
+    if let Err(error) = let_go(place, database) {
+        damaged(error.to_string());
+    }
     Ok(Tables(tables))
 }
 
@@ -273,11 +285,17 @@ impl Catalog {
         tasks: Arc<Tasks>,
         health: Arc<Health>,
     ) -> Result<Arc<Self>> {
-        let transaction = database.begin_write().map_err(|error| failed(&place, error))?;
-        for table in Table::ALL {
-            transaction.open_table(table.definition()).map_err(|error| failed(&place, error))?;
+        let made = guarded(&place, || -> std::result::Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
+            for table in Table::ALL {
+                transaction.open_table(table.definition())?;
+            }
+            Ok(transaction.commit()?)
+        });
+        if let Err(error) = made {
+            let_go(&place, database)?;
+            return Err(error);
         }
-        transaction.commit().map_err(|error| failed(&place, error))?;
         let catalog = Self {
             place,
             database: RwLock::new(Some(database)),
@@ -308,7 +326,7 @@ impl Catalog {
             }
             Ok(rows)
         };
-        read().map_err(|error| failed(&self.place, error))
+        guarded(&self.place, read)
     }
 
     /// All records of a table, by key.
@@ -325,7 +343,7 @@ impl Catalog {
             let table = database.begin_read()?.open_table(table.definition())?;
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
         };
-        read().map_err(|error| failed(&self.place, error))
+        guarded(&self.place, read)
     }
 
     /// A record.
@@ -438,7 +456,7 @@ impl Catalog {
             transaction.commit()?;
             Ok(grown)
         };
-        let grown = write().map_err(|error| failed(&self.place, error))?;
+        let grown = guarded(&self.place, write)?;
         let mut content = self.content.lock();
         *content = content.saturating_add_signed(grown);
         Ok(())
@@ -496,8 +514,19 @@ impl Catalog {
 
     fn shut(&self) -> Result<()> {
         match self.database.write().take() {
-            Some(database) => database.close().map_err(|error| failed(&self.place, error)),
+            Some(database) => guarded(&self.place, || database.close()),
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Catalog {
+    /// One that was not closed in order: its database is let go of all the same, whatever its pages hold.
+    fn drop(&mut self) {
+        if let Some(database) = self.database.get_mut().take()
+            && let Err(error) = let_go(&self.place, database)
+        {
+            tracing::warn!("{error}");
         }
     }
 }

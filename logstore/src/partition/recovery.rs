@@ -118,12 +118,7 @@ struct Scanned {
 }
 
 /// Checks a segment from its start to the end of `ground`.
-async fn scan(
-    ground: Ground<'_>,
-    interval: u64,
-    chain: &mut Chain,
-    replay: &mut Replay,
-) -> Result<Scanned> {
+async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut Replay) -> Result<Scanned> {
     let Ground { id, bytes, base, end: End { size: reach, .. }, .. } = ground;
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
