@@ -60,7 +60,7 @@ fn batch(records: &[Sent], at: i64) -> Bytes {
         timestamp: at,
         key: Some(Bytes::from(key.clone())),
         value: value.clone().map(Bytes::from),
-        headers: Default::default(),
+        headers: std::iter::empty().collect(),
     };
     let records: Vec<Record> = records.iter().enumerate().map(record).collect();
     let mut out = BytesMut::new();
