@@ -144,7 +144,7 @@ async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut
         chain.epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
-    mends.carry_out(bytes).await?;
+    mends.carry_out(bytes).await;
     if mends.batches > 0 {
         bytes.healing().mended(mends.batches);
         tracing::warn!(
@@ -162,6 +162,8 @@ async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut
 struct Mends {
     at: u64,
     good: BytesMut,
+    gathered: u64,
+    /// Made good in all copies.
     batches: u64,
 }
 
@@ -169,22 +171,26 @@ impl Mends {
     /// Bytes that are mended at once: each time costs a flush.
     const MOST: usize = 1 << 20;
 
-    async fn add(&mut self, bytes: &Arc<dyn SegmentBytes>, at: u64, good: &Bytes) -> Result<()> {
+    async fn add(&mut self, bytes: &Arc<dyn SegmentBytes>, at: u64, good: &Bytes) {
         if self.at + self.good.len() as u64 != at || self.good.len() + good.len() > Self::MOST {
-            self.carry_out(bytes).await?;
+            self.carry_out(bytes).await;
             self.at = at;
         }
         self.good.extend_from_slice(good);
-        self.batches += 1;
-        Ok(())
+        self.gathered += 1;
     }
 
-    async fn carry_out(&mut self, bytes: &Arc<dyn SegmentBytes>) -> Result<()> {
+    async fn carry_out(&mut self, bytes: &Arc<dyn SegmentBytes>) {
         let good = self.good.split().freeze();
-        if !good.is_empty() {
-            bytes.mend(self.at, good).await?;
+        if good.is_empty() {
+            return;
         }
-        Ok(())
+        let made = std::mem::take(&mut self.gathered);
+        match bytes.mend(self.at, good).await {
+            Ok(_) => self.batches += made,
+            // One copy is good, and durable with the flush that ends recovery. Reads find it, and mend what they can.
+            Err(error) => tracing::warn!("{made} batches are good in some copies only: {error}"),
+        }
     }
 }
 
@@ -215,7 +221,7 @@ async fn choose(
     };
     let follows = follows(best.header, end, ground.base, chain);
     if follows.is_ok() {
-        mends.add(bytes, end.size, &best.bytes).await?;
+        mends.add(bytes, end.size, &best.bytes).await;
         scan.patch(end.size, best.bytes);
     }
     Ok(follows)
