@@ -1,20 +1,20 @@
 //! Batches that are not sound, and what can be done about them: another copy has them good, or they are lost.
 //!
 //! **Where it is checked.** Recovery checks every batch that it exposes. After that a batch is checked with its checksum
-//! before it is served ([`Segment::verify`]), and by the scrub. What was checked, or appended, counts as checked until the
+//! before it is served (`Segment::verify`), and by the scrub. What was checked, or appended, counts as checked until the
 //! store is closed, or for `log.verify.interval.ms` if that is set: so records are sent without a copy. What goes bad
 //! *after* that in this life, be it overwritten by somebody, is noticed by a scrub, by a header, or by the consumer; who
 //! will not have that sets the interval to 0, and pays a pass over the bytes with each read.
-//! The memory of it ([`Checked`]) is bounded, a few ranges a segment, and void at once when something bad was found
+//! The memory of it (`Checked`) is bounded, a few ranges a segment, and void at once when something bad was found
 //! anywhere, or when another copy becomes the one that is read: it speaks for the copy that was read.
 //!
-//! **What is done** ([`settle`]). The batch is looked at in every way that the home can read it. Sound are bytes whose
+//! **What is done** (`settle`). The batch is looked at in every way that the home can read it. Sound are bytes whose
 //! checksum is right and whose first 16 bytes, which no checksum covers, are what they must be: the offset that
 //! follows, the epoch that wrote there. If no copy is sound as a whole, sectors of several are put together. What is
 //! found good is served, and the home makes all copies hold it, durably. Batches at odd offsets or epochs that all copies
 //! agree on stand: compaction leaves gaps.
 //!
-//! **What is lost.** If no copy is good, the batch's place is noted in the segment ([`Lost`]): reads of its offsets are
+//! **What is lost.** If no copy is good, the batch's place is noted in the segment (`Lost`): reads of its offsets are
 //! an error that names them, reads of others go on. Its length cannot be trusted, so the next batch is where a sound one
 //! begins: at the length that some copy tells, or else at the first place where the bytes say so.
 //!

@@ -243,8 +243,17 @@ fn commands_of_the_readme_exist() {
             continue;
         }
         let rest: Vec<&str> = words.collect();
-        let sub = rest.first().copied().filter(|word| !word.starts_with('-'));
-        let help = succeed(Command::new(binary(program)).args(sub).arg("--help"));
+        let ask = |words: &[&str]| succeed(Command::new(binary(program)).args(words).arg("--help"));
+        let mut depth = rest.iter().take(1).filter(|word| !word.starts_with('-')).count();
+        let mut help = ask(&rest[..depth]);
+        // A command may have commands of its own.
+        while let Some(word) = rest.get(depth).filter(|_| depth > 0)
+            && help.lines().any(|line| line.starts_with("  ") && line.split_whitespace().next() == Some(word))
+            && help.contains("Commands:")
+        {
+            depth += 1;
+            help = ask(&rest[..depth]);
+        }
         for flag in rest.iter().filter(|word| word.starts_with("--")) {
             assert!(help.contains(*flag), "README: `{line}`: {program} --help does not know {flag}");
         }

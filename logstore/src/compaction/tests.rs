@@ -1,3 +1,5 @@
+//! Compaction against a model: the table that reading the log from its start builds.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
