@@ -25,7 +25,7 @@ fn clients_see_the_table_and_delete_records() {
     }
     let sandbox = Sandbox::new();
     let broker = Broker::start(&sandbox, &["log.cleaner.backoff.ms=100"]);
-    let own = "--config cleanup.policy=compact,delete --config segment.bytes=100000 \
+    let own = "--config cleanup.policy=compact,delete --config segment.ms=20 \
                --config min.cleanable.dirty.ratio=0.01";
     client(&mut broker.java(
         &sandbox,
