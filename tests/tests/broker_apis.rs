@@ -674,6 +674,9 @@ fn every_served_api_has_its_sweep() {
         InitProducerIdRequest::KEY,
         DescribeConfigsRequest::KEY,
         DescribeClusterRequest::KEY,
+        // In broker_transactions.rs:
+        DescribeProducersRequest::KEY,
+        OffsetForLeaderEpochRequest::KEY,
         // In broker_cleaning.rs:
         DeleteRecordsRequest::KEY,
         // In broker_groups.rs:
