@@ -193,6 +193,27 @@ impl Header {
         })
     }
 
+    /// The whole batch of this header and these records, as they stand in it; its size and checksum are made.
+    pub(crate) fn with_records(&self, records: &[u8]) -> BytesMut {
+        let mut batch = BytesMut::with_capacity(HEADER + records.len());
+        batch.put_i64(self.base_offset);
+        batch.put_i32((HEADER - FRAME + records.len()) as i32);
+        batch.put_i32(self.leader_epoch);
+        batch.put_i8(2);
+        batch.put_u32(0);
+        batch.put_i16(self.attributes);
+        batch.put_i32(self.last_offset_delta);
+        batch.put_i64(self.base_timestamp);
+        batch.put_i64(self.max_timestamp);
+        batch.put_i64(self.producer_id);
+        batch.put_i16(self.producer_epoch);
+        batch.put_i32(self.base_sequence);
+        batch.put_i32(self.count);
+        batch.put_slice(records);
+        restamp_crc(&mut batch);
+        batch
+    }
+
     /// Offset of the last record. Saturates, so that a hostile header cannot overflow.
     #[must_use]
     pub fn last_offset(&self) -> i64 {
@@ -270,32 +291,32 @@ impl Marker {
     /// The control batch of one record that says it, still without base offset and leader epoch.
     #[must_use]
     pub fn batch(self, producer_id: i64, producer_epoch: i16, now: i64) -> BytesMut {
-        let mut bytes = BytesMut::with_capacity(HEADER + 1 + MARKER_RECORD as usize);
-        bytes.put_i64(0);
-        bytes.put_i32((HEADER - FRAME) as i32 + 1 + i32::from(MARKER_RECORD));
-        bytes.put_i32(0);
-        bytes.put_i8(2);
-        bytes.put_u32(0);
-        bytes.put_i16(TRANSACTIONAL | CONTROL);
-        bytes.put_i32(0);
-        bytes.put_i64(now);
-        bytes.put_i64(now);
-        bytes.put_i64(producer_id);
-        bytes.put_i16(producer_epoch);
-        bytes.put_i32(-1);
-        bytes.put_i32(1);
+        let mut record = BytesMut::with_capacity(1 + MARKER_RECORD as usize);
         // Lengths are zigzag varints: small ones are one byte of twice their value.
-        bytes.put_i8(2 * MARKER_RECORD);
-        bytes.put_slice(&[0, 0, 0]);
-        bytes.put_i8(2 * 4);
-        bytes.put_i16(0);
-        bytes.put_i16(i16::from(self.outcome == Outcome::Commit));
-        bytes.put_i8(2 * 6);
-        bytes.put_i16(0);
-        bytes.put_i32(self.coordinator_epoch);
-        bytes.put_i8(0);
-        restamp_crc(&mut bytes);
-        bytes
+        record.put_i8(2 * MARKER_RECORD);
+        record.put_slice(&[0, 0, 0]);
+        record.put_i8(2 * 4);
+        record.put_i16(0);
+        record.put_i16(i16::from(self.outcome == Outcome::Commit));
+        record.put_i8(2 * 6);
+        record.put_i16(0);
+        record.put_i32(self.coordinator_epoch);
+        record.put_i8(0);
+        let header = Header {
+            base_offset: 0,
+            size: 0,
+            leader_epoch: 0,
+            crc: 0,
+            attributes: TRANSACTIONAL | CONTROL,
+            last_offset_delta: 0,
+            base_timestamp: now,
+            max_timestamp: now,
+            producer_id,
+            producer_epoch,
+            base_sequence: -1,
+            count: 1,
+        };
+        header.with_records(&record)
     }
 
     /// Reads it from a whole, sound batch; `None` for one that ends no transaction: records of users, control batches of
@@ -404,7 +425,7 @@ pub fn stamp_append_time(batch: &mut [u8], now: i64) {
     restamp_crc(batch);
 }
 
-pub(crate) fn restamp_crc(batch: &mut [u8]) {
+fn restamp_crc(batch: &mut [u8]) {
     let crc = crc32c::crc32c(&batch[CRC_FROM..]);
     (&mut batch[CRC_AT..]).put_u32(crc);
 }

@@ -22,7 +22,7 @@
 use crate::batch::{self, DELETE_HORIZON, Header};
 use crate::compression::{Codec, compress};
 use crate::records::{Record, RecordFault, Records, unpack};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 
@@ -174,7 +174,7 @@ pub fn filter(header: &Header, batch: &[u8], map: &OffsetMap, rules: Rules) -> R
 /// A batch without records.
 fn emptied(header: &Header) -> Bytes {
     let attributes = header.attributes & !(batch::COMPRESSION | DELETE_HORIZON);
-    assembled(&Header { attributes, base_timestamp: -1, count: 0, ..*header }, &[])
+    Header { attributes, base_timestamp: -1, count: 0, ..*header }.with_records(&[]).freeze()
 }
 
 /// A batch with these of its records; `fresh` is the delete horizon to set, if one is.
@@ -196,23 +196,15 @@ fn rebuilt(header: &Header, kept: &[Record<'_>], fresh: Option<i64>) -> Result<B
         header.max_timestamp = kept.iter().map(|record| record.timestamp).max().unwrap_or(-1);
     }
     header.count = kept.len() as i32;
-    Ok(assembled(&header, &compress(codec, &records)?))
+    Ok(header.with_records(&compress(codec, &records)?).freeze())
 }
 
 /// Writes a record with its timestamp counted from `base`.
 fn rebased(record: &Record<'_>, base: i64, out: &mut Vec<u8>) {
-    // They were read from there, so they are there.
-    let mut rest = record.bytes;
-    let skipped = |rest: &mut &[u8]| batch::varint(rest).is_some();
-    let whole = skipped(&mut rest);
-    let Some((&attributes, mut tail)) = rest.split_first().filter(|_| whole) else { return };
-    if !skipped(&mut tail) {
-        return;
-    }
-    let mut body = Vec::with_capacity(tail.len() + 11);
-    body.push(attributes);
+    let mut body = Vec::with_capacity(record.after_timestamp.len() + 11);
+    body.push(record.attributes);
     put_varint(&mut body, record.timestamp.saturating_sub(base));
-    body.extend_from_slice(tail);
+    body.extend_from_slice(record.after_timestamp);
     put_varint(out, body.len() as i64);
     out.extend_from_slice(&body);
 }
@@ -224,26 +216,6 @@ fn put_varint(out: &mut Vec<u8>, value: i64) {
         rest >>= 7;
     }
     out.push(rest as u8);
-}
-
-fn assembled(header: &Header, records: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(batch::HEADER + records.len());
-    out.put_i64(header.base_offset);
-    out.put_i32((batch::HEADER - batch::FRAME + records.len()) as i32);
-    out.put_i32(header.leader_epoch);
-    out.put_i8(2);
-    out.put_u32(0);
-    out.put_i16(header.attributes);
-    out.put_i32(header.last_offset_delta);
-    out.put_i64(header.base_timestamp);
-    out.put_i64(header.max_timestamp);
-    out.put_i64(header.producer_id);
-    out.put_i16(header.producer_epoch);
-    out.put_i32(header.base_sequence);
-    out.put_i32(header.count);
-    out.put_slice(records);
-    batch::restamp_crc(&mut out);
-    out.freeze()
 }
 
 #[cfg(test)]

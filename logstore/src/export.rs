@@ -16,10 +16,10 @@ use crate::directory::names;
 use crate::directory::offline::{self, Writer};
 use crate::error::Result;
 use crate::index::Index;
-use crate::inspect::sidecars::{AbortedEntry, encode_txn_index};
 use crate::inspect::track::Track;
 use crate::inspect::walk::{Step, Walk};
 use crate::inspect::{Finding, Inspection, PartitionView, SegmentView, Severity};
+use crate::transactions::{Aborted, encode};
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -102,7 +102,7 @@ async fn partition(
         offline::write_whole(file("index"), offsets).await?;
         offline::write_whole(file("timeindex"), times).await?;
         if !made.aborted.is_empty() {
-            offline::write_whole(file("txnindex"), encode_txn_index(&made.aborted).freeze()).await?;
+            offline::write_whole(file("txnindex"), encode(&made.aborted)).await?;
         }
         end = made.next;
     }
@@ -131,7 +131,7 @@ struct Made {
     /// Offset after it.
     next: i64,
     index: Index,
-    aborted: Vec<AbortedEntry>,
+    aborted: Vec<Aborted>,
 }
 
 async fn scan(

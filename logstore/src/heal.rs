@@ -239,6 +239,16 @@ impl Ground<'_> {
         }
     }
 
+    /// The header at `position` as one way has it.
+    async fn head(
+        &self,
+        position: u64,
+        way: Option<usize>,
+    ) -> Result<std::result::Result<Header, BatchFault>> {
+        let len = (HEADER as u64).min(self.end.size - position);
+        Ok(self.read(position, len, way).await?.and_then(|head| Header::parse(&head)))
+    }
+
     /// The batch at `position` as one way has it.
     async fn look(
         &self,
@@ -246,11 +256,7 @@ impl Ground<'_> {
         expected: Option<i64>,
         way: Option<usize>,
     ) -> Result<std::result::Result<Sound, BatchFault>> {
-        let head = match self.read(position, (HEADER as u64).min(self.end.size - position), way).await? {
-            Ok(head) => head,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        let header = match Header::parse(&head) {
+        let header = match self.head(position, way).await? {
             Ok(header) => header,
             Err(fault) => return Ok(Err(fault)),
         };
@@ -310,9 +316,7 @@ impl Ground<'_> {
         }
         let mut sizes: Vec<u64> = Vec::new();
         for way in self.ways() {
-            let len = (HEADER as u64).min(self.end.size - position);
-            let Ok(head) = self.read(position, len, way).await? else { continue };
-            let Ok(header) = Header::parse(&head) else { continue };
+            let Ok(header) = self.head(position, way).await? else { continue };
             let size = u64::from(header.size);
             if size <= (self.end.size - position).min(LARGEST_MIX) && !sizes.contains(&size) {
                 sizes.push(size);
@@ -344,9 +348,7 @@ impl Ground<'_> {
     async fn next_sound(&self, position: u64, from: i64) -> Result<(u64, i64)> {
         // As long as some copy says it is, if a sound one follows.
         for way in self.ways() {
-            let len = (HEADER as u64).min(self.end.size - position);
-            let Ok(head) = self.read(position, len, way).await? else { continue };
-            let Ok(header) = Header::parse(&head) else { continue };
+            let Ok(header) = self.head(position, way).await? else { continue };
             let next = position + u64::from(header.size);
             if next == self.end.size && header.base_offset == from {
                 return Ok((self.end.size, self.end.next));

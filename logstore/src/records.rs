@@ -51,6 +51,10 @@ pub struct Record<'a> {
     pub header_count: i32,
     /// Its headers' bytes, count excluded; see [`Record::headers`].
     pub header_bytes: &'a [u8],
+    /// Its first byte, which means nothing yet.
+    pub attributes: u8,
+    /// All that follows its timestamp, as it stands in the batch.
+    pub after_timestamp: &'a [u8],
     /// The whole record with its length, as it stands in the batch.
     pub bytes: &'a [u8],
 }
@@ -92,8 +96,10 @@ impl<'a> Records<'a> {
         let mut body = self.rest.get(..length).ok_or("it is longer than what is left of the batch")?;
         self.rest = &self.rest[length..];
         let bytes = &whole[..whole.len() - self.rest.len()];
-        body = body.get(1..).ok_or("it is empty")?;
+        let (&attributes, rest) = body.split_first().ok_or("it is empty")?;
+        body = rest;
         let since = varint(&mut body).ok_or("its timestamp is cut off")?;
+        let after_timestamp = body;
         let delta = varint(&mut body).ok_or("its offset is cut off")?;
         if delta < 0 || delta > i64::from(header.last_offset_delta) {
             return Err("its offset lies outside its batch");
@@ -116,7 +122,17 @@ impl<'a> Records<'a> {
             header.base_timestamp.saturating_add(since)
         };
         let offset = header.base_offset.saturating_add(delta);
-        Ok(Record { offset, timestamp, key, value, header_count, header_bytes, bytes })
+        Ok(Record {
+            offset,
+            timestamp,
+            key,
+            value,
+            header_count,
+            header_bytes,
+            attributes,
+            after_timestamp,
+            bytes,
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use raid::device::Durability;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tests::sim::{CutStyle, Sim, SimDisk, SimDiskOptions};
+use tests::sim::{CutStyle, Sim, SimDisk, SimDiskOptions, at_every_boundary};
 
 /// Bytes of the volume.
 const SIZE: u64 = 16 << 20;
@@ -240,25 +240,15 @@ impl World {
 
 #[test]
 fn the_power_goes_at_every_boundary() {
-    for style in [CutStyle::AllLost, CutStyle::ProcessKilled, CutStyle::Chance] {
-        for k in 1.. {
-            let world = World::new(k);
-            world.sim.set_cut_style(style);
-            world.sim.cut_after(Some(k));
-            let done = world.sim.block_on(world.life()).is_ok();
-            if done {
-                world.sim.cut_now();
-            }
-            let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.finale()));
-            if let Err(panic) = tried {
-                eprintln!("{style:?} at boundary {k}");
-                std::panic::resume_unwind(panic);
-            }
-            if done {
-                println!("{style:?}: {k} boundaries, {} compactions", world.compactions.lock());
-                assert!(k > 100 && *world.compactions.lock() == 3, "hardly anything was tried");
-                break;
-            }
-        }
-    }
+    let live = |world: &World| world.sim.block_on(world.life()).is_ok();
+    at_every_boundary(
+        100,
+        World::new,
+        |world| &world.sim,
+        live,
+        |world, _, whole| {
+            world.finale();
+            assert!(!whole || *world.compactions.lock() == 3, "hardly anything was tried");
+        },
+    );
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tests::sim::array::{Rig, Shape};
 use tests::sim::bugs::{Bug, Buggy};
 use tests::sim::ledger::{Ledger, Place, Reported};
-use tests::sim::{CutStyle, Rng, Sim, SimDisk, SimDiskOptions, for_seeds};
+use tests::sim::{CutStyle, Rng, Sim, SimDisk, SimDiskOptions, at_every_boundary, for_seeds};
 
 /// Bytes of the volume.
 const SIZE: u64 = 16 << 20;
@@ -437,49 +437,41 @@ fn the_same_seed_is_the_same_run() {
 /// boundary of it.
 #[test]
 fn the_power_goes_at_every_boundary_of_a_short_life() {
-    for style in [CutStyle::AllLost, CutStyle::ProcessKilled, CutStyle::Chance] {
-        for k in 1.. {
-            let world = World::new(Ground::disk(k, SimDiskOptions::default()), None);
-            let sim = world.ground.sim();
-            sim.set_cut_style(style);
-            sim.cut_after(Some(k));
-            let life = async {
-                let store = world.open().await;
-                let client = Client {
-                    store: Arc::clone(&store),
-                    ledger: Arc::clone(&world.ledger),
-                    unanswered: Arc::clone(&world.unanswered),
-                    runtime: sim.runtime(),
-                };
-                client.create("a", 1).await;
-                client.create("b", 1).await;
-                let topic = store.topic("a").unwrap();
-                let (partition, here) = (&topic.partitions()[0], place(&topic, &topic.partitions()[0]));
-                for n in 0..14 {
-                    let all = n % 3 == 2;
-                    let (id, bytes) = world.ledger.lock().append_asked(here, 2, 700, None, all, 1);
-                    client.send(here, partition, id, bytes, all).await;
-                }
-                store.enforce_retention().await.unwrap();
-                client.delete(&store.topic("b").unwrap()).await;
-                store.close().await.unwrap();
+    let live = |world: &World| {
+        let sim = world.ground.sim();
+        let life = async {
+            let store = world.open().await;
+            let client = Client {
+                store: Arc::clone(&store),
+                ledger: Arc::clone(&world.ledger),
+                unanswered: Arc::clone(&world.unanswered),
+                runtime: sim.runtime(),
             };
-            let done = sim.block_on(life).is_ok();
-            if done {
-                sim.cut_now();
+            client.create("a", 1).await;
+            client.create("b", 1).await;
+            let topic = store.topic("a").unwrap();
+            let (partition, here) = (&topic.partitions()[0], place(&topic, &topic.partitions()[0]));
+            for n in 0..14 {
+                let all = n % 3 == 2;
+                let (id, bytes) = world.ledger.lock().append_asked(here, 2, 700, None, all, 1);
+                client.send(here, partition, id, bytes, all).await;
             }
+            store.enforce_retention().await.unwrap();
+            client.delete(&store.topic("b").unwrap()).await;
+            store.close().await.unwrap();
+        };
+        sim.block_on(life).is_ok()
+    };
+    at_every_boundary(
+        50,
+        |k| World::new(Ground::disk(k, SimDiskOptions::default()), None),
+        |world| world.ground.sim(),
+        live,
+        |world, style, _| {
             world.note_end(style);
-            let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| finale(&world)));
-            if let Err(panic) = tried {
-                eprintln!("{style:?} at boundary {k}");
-                std::panic::resume_unwind(panic);
-            }
-            if done {
-                assert!(k > 50, "hardly anything was tried");
-                break;
-            }
-        }
-    }
+            finale(world);
+        },
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tests::broker::batch_of;
 use tests::sim::bugs::{Bug, Buggy};
-use tests::sim::{CutStyle, Rng, Sim, SimDisk, SimDiskOptions, for_seeds};
+use tests::sim::{CutStyle, Rng, Sim, SimDisk, SimDiskOptions, at_every_boundary, for_seeds};
 
 const SIZE: u64 = 16 << 20;
 const PRODUCERS: i64 = 3;
@@ -498,56 +498,48 @@ fn on_a_disk_that_tears_sectors() {
 /// Transactions that overlap and span segments, and a stop in order; the power goes at every I/O boundary of it.
 #[test]
 fn the_power_goes_at_every_boundary_of_a_few_transactions() {
-    for style in [CutStyle::AllLost, CutStyle::ProcessKilled, CutStyle::Chance] {
-        for k in 1.. {
-            let world = World::new(k, SimDiskOptions::default());
-            world.sim.set_cut_style(style);
-            world.sim.cut_after(Some(k));
-            let life = async {
-                let (store, partition) = world.open().await;
-                let client = world.client(&partition);
-                let mut next = BTreeMap::new();
-                for id in 0..PRODUCERS {
-                    next.insert(id, (client.begin(id).await.unwrap(), 0));
-                }
-                for txn in 1..9u64 {
-                    let id = (txn as i64 * 2) % PRODUCERS;
-                    let (epoch, sequence) = next[&id];
-                    {
-                        let mut asked = world.asked.lock();
-                        asked.outcomes.insert(txn, None);
-                        asked.current.insert(id, txn);
-                    }
-                    for n in 0..3 {
-                        assert!(client.send((id, epoch, sequence + n), Some(txn), 1, n == 1).await);
-                    }
-                    next.insert(id, (epoch, sequence + 3));
-                    // The one before ends inside this one.
-                    let (before, whose) = (txn - 1, (txn as i64 - 1) * 2 % PRODUCERS);
-                    if before > 0 {
-                        let outcome = if before % 3 == 0 { Outcome::Commit } else { Outcome::Abort };
-                        world.asked.lock().outcomes.insert(before, Some(outcome));
-                        assert!(client.end(whose, next[&whose].0, outcome, before % 2 == 0).await);
-                    }
-                }
-                store.close().await.unwrap();
-            };
-            let done = world.sim.block_on(life).is_ok();
-            if done {
-                world.sim.cut_now();
+    let live = |world: &World| {
+        let life = async {
+            let (store, partition) = world.open().await;
+            let client = world.client(&partition);
+            let mut next = BTreeMap::new();
+            for id in 0..PRODUCERS {
+                next.insert(id, (client.begin(id).await.unwrap(), 0));
             }
+            for txn in 1..9u64 {
+                let id = (txn as i64 * 2) % PRODUCERS;
+                let (epoch, sequence) = next[&id];
+                {
+                    let mut asked = world.asked.lock();
+                    asked.outcomes.insert(txn, None);
+                    asked.current.insert(id, txn);
+                }
+                for n in 0..3 {
+                    assert!(client.send((id, epoch, sequence + n), Some(txn), 1, n == 1).await);
+                }
+                next.insert(id, (epoch, sequence + 3));
+                // The one before ends inside this one.
+                let (before, whose) = (txn - 1, (txn as i64 - 1) * 2 % PRODUCERS);
+                if before > 0 {
+                    let outcome = if before % 3 == 0 { Outcome::Commit } else { Outcome::Abort };
+                    world.asked.lock().outcomes.insert(before, Some(outcome));
+                    assert!(client.end(whose, next[&whose].0, outcome, before % 2 == 0).await);
+                }
+            }
+            store.close().await.unwrap();
+        };
+        world.sim.block_on(life).is_ok()
+    };
+    at_every_boundary(
+        50,
+        |k| World::new(k, SimDiskOptions::default()),
+        |world| &world.sim,
+        live,
+        |world, style, _| {
             world.note_end(style);
-            let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.finale()));
-            if let Err(panic) = tried {
-                eprintln!("{style:?} at boundary {k}");
-                std::panic::resume_unwind(panic);
-            }
-            if done {
-                assert!(k > 50, "hardly anything was tried");
-                break;
-            }
-        }
-    }
+            world.finale();
+        },
+    );
 }
 
 /// The oracle can fail: without the list, with a marker of the wrong kind, with a transaction that nobody has ended.

@@ -178,6 +178,20 @@ fn let_go(place: &str, database: Database) -> Result<()> {
     })
 }
 
+/// All rows of a table; none where there is no such table.
+fn read_rows(database: &Database, table: Table) -> std::result::Result<Vec<Row>, redb::Error> {
+    let table = match database.begin_read()?.open_table(table.definition()) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        outcome => outcome?,
+    };
+    let mut rows = Vec::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        rows.push((key.value().to_vec(), value.value().to_vec()));
+    }
+    Ok(rows)
+}
+
 /// All rows of a catalog, read once; see [`read_tables`].
 pub(crate) struct Tables(Vec<(Table, Vec<Row>)>);
 
@@ -218,19 +232,7 @@ pub(crate) fn read_tables(place: &str, content: &[u8], findings: &mut Vec<Findin
     };
     let mut tables = Vec::new();
     for table in Table::ALL {
-        let read = || -> std::result::Result<Vec<Row>, redb::Error> {
-            let read = match database.begin_read()?.open_table(table.definition()) {
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-                outcome => outcome?,
-            };
-            let mut rows = Vec::new();
-            for row in read.iter()? {
-                let (key, value) = row?;
-                rows.push((key.value().to_vec(), value.value().to_vec()));
-            }
-            Ok(rows)
-        };
-        match std::panic::catch_unwind(AssertUnwindSafe(read)) {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| read_rows(&database, table))) {
             Ok(Ok(rows)) => tables.push((table, rows)),
             Ok(Err(error)) => damaged(format!("the catalog's table {table:?} cannot be read: {error}")),
             Err(_) => damaged(format!("the catalog's table {table:?} cannot be read: its pages are damaged")),
@@ -317,16 +319,7 @@ impl Catalog {
     fn rows(&self, table: Table) -> Result<Vec<Row>> {
         let database = self.database.read();
         let database = database.as_ref().ok_or(Error::Closed)?;
-        let read = || -> std::result::Result<Vec<Row>, redb::Error> {
-            let table = database.begin_read()?.open_table(table.definition())?;
-            let mut rows = Vec::new();
-            for row in table.iter()? {
-                let (key, value) = row?;
-                rows.push((key.value().to_vec(), value.value().to_vec()));
-            }
-            Ok(rows)
-        };
-        guarded(&self.place, read)
+        guarded(&self.place, || read_rows(database, table))
     }
 
     /// All records of a table, by key.

@@ -50,7 +50,7 @@ fn batch_of(base: i64, sent: &[Sent], codec: i16, producer: i64) -> Bytes {
         base_sequence: if producer >= 0 { base as i32 } else { -1 },
         count: sent.len() as i32,
     };
-    assembled(&header, &compress(Codec::of(codec).unwrap(), &records).unwrap())
+    header.with_records(&compress(Codec::of(codec).unwrap(), &records).unwrap()).freeze()
 }
 
 /// What a reader sees of a record.
@@ -196,7 +196,7 @@ proptest! {
     fn any_records_are_judged_or_refused(noise in prop::collection::vec(any::<u8>(), 0..200), attributes in any::<i16>(), count in 0i32..20) {
         let template = batch_of(0, &[Sent { key: Some(1), value: None, header: None, timestamp: 0 }], 0, -1);
         let header = Header::parse(&template).unwrap();
-        let hostile = assembled(&Header { attributes, count, last_offset_delta: 20, ..header }, &noise);
+        let hostile = Header { attributes, count, last_offset_delta: 20, ..header }.with_records(&noise);
         let header = Header::parse(&hostile).unwrap();
         let mut map = OffsetMap::new([0; 16], 4 * ENTRY);
         drop(map.note_batch(&header, &hostile, 0));
@@ -220,7 +220,7 @@ fn what_was_aborted_goes_and_markers_stay() {
     let after = Header::parse(&empty).unwrap();
     assert_eq!((after.count, after.last_sequence(), after.last_offset()), (0, 1, 1));
     assert_eq!(filter(&after, &empty, &map, rules), Ok(Kept::Whole), "it stays as it is from then on");
-    let marker = assembled(&Header { attributes: 0x30, ..header }, b"anything");
+    let marker = Header { attributes: 0x30, ..header }.with_records(b"anything");
     let header = Header::parse(&marker).unwrap();
     assert_eq!(filter(&header, &marker, &map, rules), Ok(Kept::Whole));
     // A record without a key has no place in a compacted log; one that was not looked at yet waits.

@@ -4,7 +4,7 @@
 //! `.txnindex`, big-endian, 34 bytes an entry: i16 version = 0 · i64 producer id · i64 first offset · i64 last offset ·
 //! i64 last stable offset. Checkpoints are text: a line `0`, a count, a row a line.
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::Buf;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -118,20 +118,6 @@ pub fn txn_index(mut bytes: &[u8]) -> Entries<AbortedEntry> {
     rest(entries, bytes.len())
 }
 
-/// The bytes of a `.txnindex`.
-#[must_use]
-pub fn encode_txn_index(entries: &[AbortedEntry]) -> BytesMut {
-    let mut bytes = BytesMut::with_capacity(entries.len() * 34);
-    for entry in entries {
-        bytes.put_i16(entry.version);
-        bytes.put_i64(entry.producer_id);
-        bytes.put_i64(entry.first_offset);
-        bytes.put_i64(entry.last_offset);
-        bytes.put_i64(entry.last_stable_offset);
-    }
-    bytes
-}
-
 /// The producers of a `.snapshot`.
 #[must_use]
 pub fn snapshot(mut bytes: &[u8]) -> Entries<ProducerEntry> {
@@ -223,6 +209,7 @@ pub fn parse_id(text: &str) -> Option<Uuid> {
 mod tests {
     use super::*;
     use crate::directory::names::base64_id;
+    use crate::transactions::{Aborted, encode};
 
     #[test]
     fn ids_read_back() {
@@ -254,7 +241,8 @@ mod tests {
             last_offset: 3,
             last_stable_offset: 4,
         };
-        let (entries, fault) = txn_index(&encode_txn_index(&[aborted]));
+        let list = [Aborted { producer_id: 1, first_offset: 2, last_offset: 3, last_stable: 4 }];
+        let (entries, fault) = txn_index(&encode(&list));
         assert_eq!((entries, fault), (vec![aborted], None));
         assert!(snapshot(&[0; 9]).1.is_some());
         assert!(snapshot(&[0; 12]).1.is_some());

@@ -1,13 +1,10 @@
 //! What a log says of its producers and transactions, batch by batch: to hold snapshots and transaction indexes against,
 //! and to make them for an export. Pure.
 
-use super::sidecars::{AbortedEntry, ProducerEntry};
-use crate::batch::Header;
-use crate::records::{Records, unpack};
+use super::sidecars::ProducerEntry;
+use crate::batch::{Header, Marker, Outcome};
+use crate::transactions::Aborted;
 use std::collections::BTreeMap;
-
-/// Bytes of a marker's record, more than enough.
-const MARKER: usize = 4096;
 
 /// Producers and transactions up to some offset.
 #[derive(Debug, Default)]
@@ -18,40 +15,23 @@ pub(crate) struct Track {
     open: BTreeMap<i64, i64>,
 }
 
-/// Whether a control batch ends its transaction by aborting it; `None` when it is no such marker.
-fn aborts(header: &Header, batch: &[u8]) -> Option<bool> {
-    let unpacked = unpack(header, batch, MARKER).ok()?;
-    let record = Records::new(header, &unpacked).next()?.ok()?;
-    // i16 version · i16 type: 0 aborts, 1 commits.
-    match record.key?.get(2..4)? {
-        [0, 0] => Some(true),
-        [0, 1] => Some(false),
-        _ => None,
-    }
-}
-
 impl Track {
     /// Takes note of a sound batch; `batch` are its bytes if it is a control batch. Returns the transaction it aborts.
-    pub(crate) fn see(&mut self, header: &Header, batch: Option<&[u8]>) -> Option<AbortedEntry> {
+    pub(crate) fn see(&mut self, header: &Header, batch: Option<&[u8]>) -> Option<Aborted> {
         let id = header.producer_id;
         if id < 0 {
             return None;
         }
         if let Some(batch) = batch {
-            let aborted = aborts(header, batch)?;
+            let outcome = Marker::read(header, batch)?.outcome;
             let first_offset = self.open.remove(&id);
             if self.producers.get(&id).is_some_and(|known| known.0 != header.producer_epoch) {
                 self.producers.remove(&id);
             }
             let last_offset = header.last_offset();
-            let last_stable_offset = self.open.values().min().copied().unwrap_or(last_offset + 1);
-            return first_offset.filter(|_| aborted).map(|first_offset| AbortedEntry {
-                version: 0,
-                producer_id: id,
-                first_offset,
-                last_offset,
-                last_stable_offset,
-            });
+            let last_stable = self.open.values().min().copied().unwrap_or(last_offset + 1);
+            let ended = |first_offset| Aborted { producer_id: id, first_offset, last_offset, last_stable };
+            return first_offset.filter(|_| outcome == Outcome::Abort).map(ended);
         }
         self.producers.insert(id, (header.producer_epoch, header.last_sequence(), header.last_offset()));
         if header.is_transactional() {

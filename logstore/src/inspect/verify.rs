@@ -4,13 +4,14 @@
 //! Cost: the log is read once, once more for each copy, and no record is unpacked but markers. Memory: the batches'
 //! places of one segment, 24 bytes each.
 
-use super::sidecars::{self, AbortedEntry};
+use super::sidecars;
 use super::source::Stored;
 use super::track::Track;
 use super::walk::{Step, Walk};
 use super::{Finding, PartitionView, SegmentView, Severity};
 use crate::batch::{self, BatchFault, Header};
 use crate::error::Result;
+use crate::transactions::Aborted;
 use bytes::Bytes;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -123,7 +124,7 @@ impl Run<'_> {
                 return Ok(());
             }
         };
-        let (mut placed, mut aborted): (Vec<Placed>, Vec<AbortedEntry>) = (Vec::new(), Vec::new());
+        let (mut placed, mut aborted): (Vec<Placed>, Vec<Aborted>) = (Vec::new(), Vec::new());
         self.next = Some(self.next.map_or(base, |next| next.max(base)));
         loop {
             let step = match walk.next().await {
@@ -310,7 +311,7 @@ impl Run<'_> {
         }
     }
 
-    async fn transactions(&mut self, segment: &SegmentView, aborted: &[AbortedEntry]) {
+    async fn transactions(&mut self, segment: &SegmentView, aborted: &[Aborted]) {
         let base = segment.base;
         let Some(bytes) = self.stored(base, "transaction index", segment.txn_index.as_ref()).await else {
             if segment.sealed && !aborted.is_empty() && segment.txn_index.is_none() {
@@ -320,8 +321,8 @@ impl Run<'_> {
             return;
         };
         let (entries, fault) = sidecars::txn_index(&bytes);
-        let key = |entry: &AbortedEntry| (entry.producer_id, entry.first_offset, entry.last_offset);
-        let same = entries.iter().map(key).eq(aborted.iter().map(key));
+        let stored = entries.iter().map(|one| (one.producer_id, one.first_offset, one.last_offset));
+        let same = stored.eq(aborted.iter().map(|one| (one.producer_id, one.first_offset, one.last_offset)));
         // Of transactions that began before the log's start, the first offset is not known.
         let known = aborted.len() == entries.len() || self.first == 0;
         let what = fault.or((known && !same).then(|| {

@@ -195,29 +195,14 @@ impl Partition {
                 }
             }
             let until = from + most;
-            sound_to = match segment.verify(from, until, offset, None, Some(&epochs)).await? {
-                Verified::To(end, _) => end,
-                Verified::NoBatch => {
-                    // Lost, or the index is wrong: from further back it can be told.
-                    from = if from == floor && from > 0 {
-                        segment.boundary(from - 1, indexes).await?
-                    } else {
-                        0
-                    };
-                    let again = segment.verify(from, until, offset, None, Some(&epochs)).await?;
-                    match (again, from) {
-                        (Verified::To(end, _), _) => end,
-                        (Verified::NoBatch, 0) => return Ok(None),
-                        (Verified::NoBatch, _) => {
-                            from = 0;
-                            match segment.verify(0, until, offset, None, Some(&epochs)).await? {
-                                Verified::To(end, _) => end,
-                                Verified::NoBatch => return Ok(None),
-                            }
-                        }
-                    }
-                }
-            };
+            let mut verified = segment.verify(from, until, offset, None, Some(&epochs)).await?;
+            // Lost, or the index is wrong: from further back it can be told, and from the start for sure.
+            while verified == Verified::NoBatch && from > 0 {
+                from = if from == floor { segment.boundary(from - 1, indexes).await? } else { 0 };
+                verified = segment.verify(from, until, offset, None, Some(&epochs)).await?;
+            }
+            let Verified::To(end, _) = verified else { return Ok(None) };
+            sound_to = end;
             if sound_to <= from {
                 return Ok(None);
             }

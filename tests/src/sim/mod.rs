@@ -9,12 +9,13 @@
 //! - [`registers`]: the model of a block device, and [`clients`] that are judged by it.
 //! - [`mod@array`]: an array of simulated disks and its judge.
 //! - [`orders`]: what an administrator tells it.
-//! - [`exhaust`]: all boundaries of a run, all that a power cut may leave.
+//! - [`exhaust`]: all boundaries of a run, all that a power cut may leave; `boundaries`: all of them, one after the other.
 //! - [`ledger`]: the model of a log store.
 //! - [`bugs`]: planted ones, which the model must catch.
 //! - `seeds`: running many, replaying one.
 
 pub mod array;
+mod boundaries;
 pub mod bugs;
 pub mod clients;
 mod disk;
@@ -28,6 +29,7 @@ pub mod rng;
 mod seeds;
 mod surface;
 
+pub use boundaries::at_every_boundary;
 pub use disk::{Counts, Fault, SilentFault, SimDisk, SimDiskOptions, Wreckage};
 pub use executor::{CutStyle, Moment, PowerCut, Sim};
 pub use rng::Rng;

@@ -36,14 +36,19 @@ pub fn benches() -> Vec<Bench> {
     ]
 }
 
-/// Runs on a runtime like the broker's.
-pub fn on_runtime<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+/// A runtime like the broker's.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
         .max_blocking_threads(raid::device::BLOCKING_THREADS)
         .enable_all()
         .build()
-        .expect("threads can be started");
+        .expect("threads can be started")
+}
+
+/// Runs on a runtime of its own.
+pub fn on_runtime<T>(work: impl Future<Output = T>) -> T {
+    let runtime = runtime();
     let done = runtime.block_on(work);
     runtime.shutdown_background();
     done
@@ -192,12 +197,7 @@ fn append_once(sandbox: &Sandbox, bytes: u64, producers: u64) -> Duration {
 fn commit() {
     for (home, size) in [("volume", Some(4 * GIB)), ("directory", None)] {
         let sandbox = Sandbox::new();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(3)
-            .max_blocking_threads(raid::device::BLOCKING_THREADS)
-            .enable_all()
-            .build()
-            .expect("threads can be started");
+        let runtime = runtime();
         let (_store, topics) = runtime.block_on(async {
             let store = open(sandbox.path(), size).await;
             let topics = [topic(&store, "few", 10).await, topic(&store, "many", 1000).await];
