@@ -144,7 +144,7 @@ async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut
         chain.epoch = header.leader_epoch;
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
-    mends.carry_out(bytes).await;
+    mends.carry_out(bytes).await?;
     if mends.batches > 0 {
         bytes.healing().mended(mends.batches);
         tracing::warn!(
@@ -171,26 +171,30 @@ impl Mends {
     /// Bytes that are mended at once: each time costs a flush.
     const MOST: usize = 1 << 20;
 
-    async fn add(&mut self, bytes: &Arc<dyn SegmentBytes>, at: u64, good: &Bytes) {
+    async fn add(&mut self, bytes: &Arc<dyn SegmentBytes>, at: u64, good: &Bytes) -> Result<()> {
         if self.at + self.good.len() as u64 != at || self.good.len() + good.len() > Self::MOST {
-            self.carry_out(bytes).await;
+            self.carry_out(bytes).await?;
             self.at = at;
         }
         self.good.extend_from_slice(good);
         self.gathered += 1;
+        Ok(())
     }
 
-    async fn carry_out(&mut self, bytes: &Arc<dyn SegmentBytes>) {
-        let good = self.good.split().freeze();
+    /// A failure is one of recovery where copies may differ without a fault: what makes them equal later may copy the bad
+    /// one. Elsewhere nothing does; the good one is durable with the flush that ends recovery, and reads find it.
+    async fn carry_out(&mut self, bytes: &Arc<dyn SegmentBytes>) -> Result<()> {
+        let (good, made) = (self.good.split().freeze(), std::mem::take(&mut self.gathered));
         if good.is_empty() {
-            return;
+            return Ok(());
         }
-        let made = std::mem::take(&mut self.gathered);
+        let len = good.len() as u64;
         match bytes.mend(self.at, good).await {
             Ok(_) => self.batches += made,
-            // One copy is good, and durable with the flush that ends recovery. Reads find it, and mend what they can.
+            Err(error) if bytes.may_differ(self.at, len) => return Err(error),
             Err(error) => tracing::warn!("{made} batches are good in some copies only: {error}"),
         }
+        Ok(())
     }
 }
 
@@ -221,7 +225,7 @@ async fn choose(
     };
     let follows = follows(best.header, end, ground.base, chain);
     if follows.is_ok() {
-        mends.add(bytes, end.size, &best.bytes).await;
+        mends.add(bytes, end.size, &best.bytes).await?;
         scan.patch(end.size, best.bytes);
     }
     Ok(follows)
