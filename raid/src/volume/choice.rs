@@ -79,7 +79,7 @@ pub(super) fn is_first(roster: &Roster, span: Span, member: &Arc<Member>) -> boo
 }
 
 /// The copies that can be read, in the order that their address gives.
-pub(super) fn by_turn(roster: &Roster, span: Span) -> impl Iterator<Item = Copy<'_>> {
+fn by_turn(roster: &Roster, span: Span) -> impl Iterator<Item = Copy<'_>> {
     let geometry = &roster.geometry;
     let rows = (TURN / geometry.chunk()).max(1);
     let turn = span.chunk.0 / (geometry.period() * rows);

@@ -10,7 +10,7 @@
 //! 5. what was listed or taken out is on record: from here on it is never read again;
 //! 6. acknowledged.
 
-use super::choice::by_turn;
+use super::choice::is_first;
 use super::metadata::Tracked;
 use super::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
 use crate::device::{Durability, ZeroMode};
@@ -270,12 +270,10 @@ fn data_legs<'a>(roster: &'a Roster, at: u64, data: &Bytes) -> Vec<Leg<'a>> {
     for span in roster.geometry.spans(at, data.len() as u64) {
         let start = (span.at - at) as usize;
         let part = data.slice(start..start + span.len as usize);
-        let read = by_turn(roster, span).next();
         for place in roster.geometry.places(span.chunk) {
             for member in roster.at(place).filter(|member| member.is_written()) {
                 let (at, of, data) = (place.at.0 + span.within, Some(span.at), Some(part.clone()));
-                let is_read = read.is_some_and(|(read, _)| Arc::ptr_eq(read, member));
-                let is_unread = !is_read && member.device.keeps_pages();
+                let is_unread = member.device.keeps_pages() && !is_first(roster, span, member);
                 legs.push(Leg { member, of, at, len: span.len, data, is_unread });
             }
         }
