@@ -4,6 +4,7 @@
 //! is the servers. The volume is near-2 on four members: it writes everything twice, its peers once.
 
 use crate::measure::{Bench, against_peers, fio, timed};
+use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -69,7 +70,7 @@ fn measure(case: &Case, connections: u32) {
     let kit = Peer::nbdkit(&sandbox);
     let plain = Peer::nbd_server(&sandbox, "plain", false);
     let spliced = Peer::nbd_server(&sandbox, "splice", true);
-    let peers = [&kit, &plain, &spliced].map(|peer| (peer.server.pid(), peer.uri.clone()));
+    let peers = [&kit, &plain, &spliced].map(|peer| (peer.process.pid(), peer.uri.clone()));
     let servers = [&[(served.server.pid(), served.uri())], &peers[..]].concat();
     for (pid, uri) in &servers {
         // Holes would be read without touching anything.
@@ -93,8 +94,34 @@ fn measure(case: &Case, connections: u32) {
 
 /// A server of a plain file; killed when dropped.
 struct Peer {
-    server: Server,
+    process: Process,
     uri: String,
+}
+
+/// How a peer runs.
+enum Process {
+    Foreground(Server),
+    /// nbd-server: the releases that Debian has cannot serve more than one client without going to the background.
+    Daemon(Pid),
+}
+
+impl Process {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Foreground(server) => server.pid(),
+            Self::Daemon(pid) => pid.as_raw_pid().unsigned_abs(),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Self::Daemon(pid) = self
+            && let Err(e) = kill_process(*pid, Signal::KILL)
+        {
+            eprintln!("cannot kill the daemon {}: {e}", pid.as_raw_pid());
+        }
+    }
 }
 
 impl Peer {
@@ -102,7 +129,7 @@ impl Peer {
         let (file, socket) = (backing(sandbox, "nbdkit"), sandbox.join("nbdkit.sock"));
         let command = &mut sandbox.command("nbdkit");
         let server = Server::spawn(command.arg("-f").arg("-U").arg(&socket).arg("file").arg(file));
-        Self::when_ready(server, &socket, "")
+        Self::when_ready(Process::Foreground(server), &socket, "")
     }
 
     fn nbd_server(sandbox: &Sandbox, name: &str, splice: bool) -> Self {
@@ -114,18 +141,21 @@ impl Peer {
             file.display(),
         );
         std::fs::write(&config, text).expect("the sandbox can be written");
-        let command = &mut sandbox.command("nbd-server");
-        // In the foreground, with a pid file where others do not look for one.
-        let command = command.arg("-C").arg(config).arg("-p").arg(sandbox.join("pid")).arg("-n");
-        Self::when_ready(Server::spawn(command), &socket, "file")
+        let pid_file = sandbox.join(format!("{name}.pid"));
+        succeed(sandbox.command("nbd-server").arg("-C").arg(config).arg("-p").arg(&pid_file));
+        let pid = eventually("the pid of nbd-server", Duration::from_secs(10), || {
+            let pid = std::fs::read_to_string(&pid_file).ok()?.trim().parse().ok()?;
+            Pid::from_raw(pid)
+        });
+        Self::when_ready(Process::Daemon(pid), &socket, "file")
     }
 
-    fn when_ready(server: Server, socket: &Path, export: &str) -> Self {
+    fn when_ready(process: Process, socket: &Path, export: &str) -> Self {
         let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
         eventually("a peer to serve", Duration::from_secs(10), || {
             tests::process::run(Command::new("nbdinfo").args(["--size", &uri])).status.success().then_some(())
         });
-        Self { server, uri }
+        Self { process, uri }
     }
 }
 
