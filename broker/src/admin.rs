@@ -38,7 +38,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) -> io::Result<()> {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    match admin.broker.metrics.page(admin.broker.store.healing()) {
+    let store = &admin.broker.store;
+    match admin.broker.metrics.page(store.healing(), store.uncleanable()) {
         Ok(page) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], page).into_response()
@@ -76,6 +77,7 @@ async fn status(State(admin): State<Admin>) -> Json<serde_json::Value> {
             "batches_healed": healing.healed,
             "batches_unreadable": healing.unreadable,
             "verified_bytes": healing.verified,
+            "uncleanable_partitions": broker.store.uncleanable(),
             "scrub": scrub,
         },
         "groups": broker.groups.describe_all().len(),

@@ -40,6 +40,7 @@ pub struct Metrics {
     healed: Counter,
     unreadable: Counter,
     verified: Counter,
+    uncleanable: Gauge,
 }
 
 impl Metrics {
@@ -59,6 +60,9 @@ impl Metrics {
             .collect();
         let connections = Gauge::default();
         registry.register("connections", "Connections open", connections.clone());
+        let uncleanable = Gauge::default();
+        let help = "Partitions that are not compacted because of damage";
+        registry.register("uncleanable_partitions", help, uncleanable.clone());
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -90,6 +94,7 @@ impl Metrics {
             healed,
             unreadable,
             verified,
+            uncleanable,
         }
     }
 
@@ -100,8 +105,9 @@ impl Metrics {
         }
     }
 
-    /// The page a Prometheus server reads, with what the log store counts.
-    pub fn page(&self, healing: HealingCounts) -> Result<String, std::fmt::Error> {
+    /// The page a Prometheus server reads, with what the log store counts, its uncleanable partitions among it.
+    pub fn page(&self, healing: HealingCounts, uncleanable: usize) -> Result<String, std::fmt::Error> {
+        self.uncleanable.set(uncleanable as i64);
         let HealingCounts { healed, unreadable, verified } = healing;
         for (counter, count) in
             [(&self.healed, healed), (&self.unreadable, unreadable), (&self.verified, verified)]

@@ -1,6 +1,9 @@
 //! The cleaner: compaction of one partition at a time, the dirtiest first, at a bounded rate.
 //!
-//! What it cannot clean it says once, and leaves alone until the store is opened anew.
+//! A partition in which it meets damage, a batch of which no copy is good among it, is parked: it is told of once, the others
+//! are cleaned, and it is tried again when something has changed that may help: its log begins further up, batches were
+//! healed, or other copies are read ([`Ground`]). What is still bad then parks it again. Any other failure is tried again the
+//! next time.
 
 use crate::catalog::records::PartitionKey;
 use crate::error::Error;
@@ -8,7 +11,7 @@ use crate::records::RecordFault;
 use crate::segment::{Placed, Segment};
 use parking_lot::Mutex;
 use raid::runtime::Runtime;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +33,17 @@ impl Default for CleanerOptions {
     }
 }
 
+/// What a parked partition is parked for; it is tried again once any of it is otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ground {
+    /// First offset held.
+    pub(crate) log_start: i64,
+    /// Batches healed anywhere.
+    pub(crate) healed: u64,
+    /// Which copies are read.
+    pub(crate) arrangement: u64,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Cleaner {
@@ -38,7 +52,7 @@ pub(crate) struct Cleaner {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Bytes read since the last rest.
     read: Mutex<u64>,
-    stuck: Mutex<HashSet<PartitionKey>>,
+    parked: Mutex<HashMap<PartitionKey, Ground>>,
     /// Unreadable batches that were told of, by partition, and the offset of the last.
     told: Mutex<HashSet<(PartitionKey, i64)>>,
 }
@@ -49,7 +63,7 @@ impl Cleaner {
             options,
             turn: tokio::sync::Mutex::default(),
             read: Mutex::default(),
-            stuck: Mutex::default(),
+            parked: Mutex::default(),
             told: Mutex::default(),
         }
     }
@@ -82,16 +96,38 @@ impl Cleaner {
         }
     }
 
-    pub(crate) fn is_stuck(&self, key: PartitionKey) -> bool {
-        self.stuck.lock().contains(&key)
+    /// Whether a partition is left alone for now. One for which something has changed is not parked any more.
+    pub(crate) fn is_parked(&self, key: PartitionKey, now: Ground) -> bool {
+        let mut parked = self.parked.lock();
+        let is_parked = parked.get(&key).is_some_and(|then| *then == now);
+        if !is_parked {
+            parked.remove(&key);
+        }
+        is_parked
     }
 
-    /// Leaves a partition alone that has damage, and says so.
-    pub(crate) fn failed(&self, key: PartitionKey, name: &str, error: &Error) {
-        let is_damage = matches!(error, Error::DamagedLog { .. } | Error::DamagedCatalog { .. });
+    /// Partitions that are left alone.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.lock().len()
+    }
+
+    /// Forgets the partitions that are not among `known`.
+    pub(crate) fn keep(&self, known: impl Fn(PartitionKey) -> bool) {
+        self.parked.lock().retain(|key, _| known(*key));
+    }
+
+    /// Says what went wrong with a partition, and parks one that has damage.
+    pub(crate) fn failed(&self, key: PartitionKey, name: &str, error: &Error, now: Ground) {
+        let is_damage = matches!(
+            error,
+            Error::DamagedLog { .. } | Error::LostBatch { .. } | Error::DamagedCatalog { .. }
+        );
         if is_damage {
-            self.stuck.lock().insert(key);
-            tracing::warn!("{name} is compacted no more until the next start: {error}");
+            self.parked.lock().insert(key, now);
+            tracing::warn!(
+                "{name} is not compacted until batches are healed, their segment is deleted, or the store is opened anew: \
+                 {error}"
+            );
         } else {
             tracing::warn!("compaction of {name}: {error}");
         }

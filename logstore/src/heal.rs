@@ -111,8 +111,12 @@ impl Healing {
             return None;
         }
         let now = self.tasks.runtime().now().as_millis() as u64;
-        let arrangement = self.device.as_ref().map_or(0, |device| device.arrangement());
-        Some(Stamp(arrangement, self.evidence.load(Ordering::Acquire), now / interval))
+        Some(Stamp(self.arrangement(), self.evidence.load(Ordering::Acquire), now / interval))
+    }
+
+    /// Changes when other copies are read.
+    pub(crate) fn arrangement(&self) -> u64 {
+        self.device.as_ref().map_or(0, |device| device.arrangement())
     }
 
     /// So many batches were made good in all copies.

@@ -387,12 +387,20 @@ pub(crate) struct Walk<'a> {
     chunk_at: u64,
     /// The batch before, and whether its records were looked at.
     before: Option<(Placed, bool)>,
+    /// What is lost is an error, not stepped over.
+    strict: bool,
 }
 
 impl<'a> Walk<'a> {
     /// A walk that does not go past `end`.
     pub(crate) fn new(segment: &'a Segment, end: End) -> Self {
-        Self { segment, end, chunk: BytesMut::new(), chunk_at: 0, before: None }
+        Self { segment, end, chunk: BytesMut::new(), chunk_at: 0, before: None, strict: false }
+    }
+
+    /// A walk over all of a segment that stops with an error where a batch is lost, looking anew at what was lost before: for
+    /// whoever would leave behind what is not found.
+    pub(crate) fn of_all(segment: &'a Segment) -> Self {
+        Self { strict: true, ..Self::new(segment, segment.end()) }
     }
 
     /// The batch at `position`; `None` at the end. Its header is checked as far as it can be without its records. One that
@@ -405,7 +413,9 @@ impl<'a> Walk<'a> {
             expected = Some(before.header.next_offset());
         }
         loop {
-            if let Some(lost) = self.segment.lost_from(position) {
+            if !self.strict
+                && let Some(lost) = self.segment.lost_from(position)
+            {
                 (position, expected) = (lost.end, Some(lost.next));
                 continue;
             }
@@ -441,6 +451,7 @@ impl<'a> Walk<'a> {
                     self.before = Some((placed, true));
                     return Ok(Some(placed));
                 }
+                Outcome::Lost(lost) if self.strict => return Err(self.segment.lost_error(&lost)),
                 Outcome::Lost(lost) => (position, expected) = (lost.end, Some(lost.next)),
                 Outcome::Unknown => return Err(fault),
             }

@@ -10,7 +10,7 @@
 
 use crate::catalog::records::{FORMAT, PartitionKey, PartitionRecord, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
-use crate::cleaner::{Cleaner, CleanerOptions};
+use crate::cleaner::{Cleaner, CleanerOptions, Ground};
 use crate::commit::Committer;
 use crate::config::TopicConfig;
 use crate::context::Context;
@@ -480,11 +480,12 @@ impl Store {
     /// others from it; it is told of in the log.
     pub async fn compact(&self) -> Result<usize> {
         let _turn = self.cleaner.turn.lock().await;
+        self.cleaner.keep(|key| self.topic_by_id(key.topic).is_some());
         let mut due = Vec::new();
         for topic in self.topics().iter().filter(|topic| topic.config().cleanup_policy.compact) {
             for partition in &topic.partitions {
                 self.context.check()?;
-                if self.cleaner.is_stuck(partition.key()) {
+                if self.cleaner.is_parked(partition.key(), self.ground(partition)) {
                     continue;
                 }
                 match partition.dirty_share().await {
@@ -512,8 +513,24 @@ impl Store {
             return Err(error);
         }
         let name = format!("{}-{}", partition.topic(), partition.index());
-        self.cleaner.failed(partition.key(), &name, &error);
+        self.cleaner.failed(partition.key(), &name, &error, self.ground(partition));
         Ok(())
+    }
+
+    /// What may change so that a partition can be compacted that could not.
+    fn ground(&self, partition: &Partition) -> Ground {
+        let healing = self.context.home.healing();
+        Ground {
+            log_start: partition.log_start(),
+            healed: healing.counts().healed,
+            arrangement: healing.arrangement(),
+        }
+    }
+
+    /// Partitions that are not compacted because of damage (Kafka's `uncleanable-partitions-count`).
+    #[must_use]
+    pub fn uncleanable(&self) -> usize {
+        self.cleaner.parked()
     }
 
     /// Refuses a name that is taken, or that would share its metric names with one that is.

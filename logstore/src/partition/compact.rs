@@ -10,6 +10,9 @@
 //! the end, the next pass goes on from there. A power cut at any point leaves a group as it was or as it is to be; what
 //! was written beside and not committed is free space, or a file that the next start removes.
 //!
+//! A batch of which no copy is good ends the pass: what is left of it stays where it is, for the day on which a copy comes
+//! back, and its consumers are told of it for as long. Nothing is taken out by a map that lacks its keys.
+//!
 //! Readers and appenders are not held up: the writing takes no lock but the last step, which takes `maintenance`. If
 //! retention or a deletion was faster, what was written is thrown away.
 //!
@@ -178,7 +181,7 @@ impl Partition {
     ) -> Result<i64> {
         let mut end = from;
         for segment in segments.iter().filter(|segment| segment.end().next > from) {
-            let mut walk = Walk::new(segment, segment.end());
+            let mut walk = Walk::of_all(segment);
             let mut position = 0;
             while let Some(placed) = walk.batch_at(position).await? {
                 self.context.check()?;
@@ -220,7 +223,7 @@ impl Partition {
         let (mut size, mut at, mut changed) = (0u64, 0u64, group.len() > 1);
         let mut buffer = BytesMut::new();
         for segment in group {
-            let mut walk = Walk::new(segment, segment.end());
+            let mut walk = Walk::of_all(segment);
             let mut position = 0;
             while let Some(placed) = walk.batch_at(position).await? {
                 self.context.check()?;

@@ -200,6 +200,11 @@ impl Partition {
         Offsets { log_start, high_watermark, last_stable, log_end: progress.log_end }
     }
 
+    /// First offset held.
+    pub(crate) fn log_start(&self) -> i64 {
+        self.log.read().start
+    }
+
     /// The epoch stamped on new batches. It rises when the log was not closed in order.
     #[must_use]
     pub fn leader_epoch(&self) -> i32 {

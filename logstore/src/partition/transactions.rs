@@ -187,7 +187,7 @@ impl Replay {
         for segment in &segments[known..] {
             match segment.rebuild_index(|header, marker| replay.see(header, marker)).await {
                 Ok(_) => {}
-                Err(error @ Error::DamagedLog { .. }) => {
+                Err(error @ (Error::DamagedLog { .. } | Error::LostBatch { .. })) => {
                     tracing::warn!("producers are known in part: {error}");
                 }
                 Err(error) => return Err(error),

@@ -1,7 +1,7 @@
 //! Batches that are bad in one copy, in the other, in both: what is served, what is rewritten, what is told. On real
 //! mirrored volumes that are damaged past the engine while they are served, and in a directory.
 
-use super::common::{self, append_stable, batch, defaults, first, records};
+use super::common::{self, append_stable, batch, defaults, first, keyed, records};
 use bytes::Bytes;
 use logstore::{Error, Home, Partition, ReadLimit, ScrubOptions, Store, StoreOptions};
 use raid::create::{Bitmap, CreateOptions, create, make_image};
@@ -310,6 +310,55 @@ fn noise_over_many_batches_of_both_copies_loses_those() {
         );
         assert_eq!(consume(&partition, 1).await.1, [(50, 200)]);
     });
+}
+
+#[test]
+fn a_log_with_a_lost_batch_is_not_compacted_and_the_others_are() {
+    // A header of which nothing is right, and records that are wrong behind a sound one.
+    for (from, len) in [(0, 61), (61, 40)] {
+        let mirror = Mirror::new("n2", 2);
+        mirror.run(true, async |store, _volume| {
+            let own = [
+                ("cleanup.policy", "compact"),
+                ("segment.bytes", "10000"),
+                ("min.cleanable.dirty.ratio", "0.01"),
+                ("file.delete.delay.ms", "0"),
+            ];
+            let (bad, good) =
+                (common::topic(&store, "bad", &own).await, common::topic(&store, "good", &own).await);
+            for number in 0..40 {
+                let (key, mark) = (format!("k{}", number % 5), value(number, 900));
+                append_stable(&good, &keyed(&[(&key, Some(&mark.replace('<', "[")))])).await;
+                append_stable(&bad, &keyed(&[(&key, Some(&mark))])).await;
+            }
+            store.quiet().await;
+            let payload = mirror.find(0, &value(12, 900).as_bytes()[..600])[0];
+            let image = std::fs::read(&mirror.images[0]).unwrap();
+            let start = (payload - 100..payload)
+                .find(|at| image[*at as usize..][..8] == 12i64.to_be_bytes() && image[*at as usize + 16] == 2)
+                .unwrap();
+            let sound = image[start as usize..][..200].to_vec();
+            for image in &mirror.images {
+                change(image, start + from, len, |_, byte| byte ^ 0x55);
+            }
+            let (before, whole) = (bad.size(), good.size());
+            for round in 0..3 {
+                // The first time the good one is cleaned; the bad one is told of, and not tried again and again.
+                assert_eq!(store.compact().await.unwrap(), usize::from(round == 0));
+                assert_eq!((store.uncleanable(), bad.size(), store.healing().unreadable), (1, before, 1));
+            }
+            assert!(good.size() < whole / 2);
+            let (found, lost) = consume(&bad, 5000).await;
+            assert_eq!((found.len(), lost), (39, vec![(12, 13)]), "it is lost, and not gone");
+            // A good copy comes back: whoever reads it heals the other, and that is a change.
+            change(&mirror.images[1], start, 200, |at, _| sound[at]);
+            assert_eq!(consume(&bad, 5000).await.1, []);
+            assert_eq!(store.compact().await.unwrap(), 1);
+            assert_eq!(store.uncleanable(), 0);
+            assert!(bad.size() < before / 2);
+            assert_eq!(store.healing().healed, 1);
+        });
+    }
 }
 
 #[test]
