@@ -13,23 +13,20 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tests::process::{Sandbox, Server};
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
+pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
 /// Bytes of a batch of records of 1 KiB.
 const BATCH: usize = 64 << 10;
-/// Producers that wait for commits.
-const PRODUCERS: u64 = 64;
 
 /// What there is to measure, by name.
 pub fn benches() -> Vec<Bench> {
     vec![
         ("append".to_owned(), Box::new(append)),
         ("recovery".to_owned(), Box::new(recovery)),
-        ("commit".to_owned(), Box::new(commit)),
+        ("commit".to_owned(), Box::new(crate::commit::commit)),
         ("sync".to_owned(), Box::new(sync)),
         ("lookup".to_owned(), Box::new(crate::lookup::lookup)),
         ("partitions".to_owned(), Box::new(partitions)),
@@ -37,7 +34,7 @@ pub fn benches() -> Vec<Bench> {
 }
 
 /// A runtime like the broker's.
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
         .max_blocking_threads(raid::device::BLOCKING_THREADS)
@@ -55,7 +52,7 @@ pub fn on_runtime<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// A store on a volume in `dir`, made with members of `size` bytes where none is; or in a directory.
-async fn open(dir: &Path, size: Option<u64>) -> Arc<Store> {
+pub async fn open(dir: &Path, size: Option<u64>) -> Arc<Store> {
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
     let Some(size) = size else {
         let home = Home::Directory(dir.join("data"));
@@ -114,14 +111,14 @@ pub fn batch(size: usize, value: usize, timestamp: i64) -> Bytes {
 }
 
 /// Appends a copy, as one that came from a socket.
-async fn send(partition: &Arc<Partition>, batch: &[u8], durability: Durability) {
+pub async fn send(partition: &Arc<Partition>, batch: &[u8], durability: Durability) {
     let appended = partition.append(Bytes::copy_from_slice(batch), durability).await.expect("an append");
     if let Some(commit) = appended.commit {
         commit.await.expect("a commit");
     }
 }
 
-async fn topic(store: &Store, name: &str, partitions: u32) -> Arc<Topic> {
+pub async fn topic(store: &Store, name: &str, partitions: u32) -> Arc<Topic> {
     store.create_topic(name, partitions, TopicConfig::kafka_defaults()).await.expect("a topic is made")
 }
 
@@ -191,64 +188,6 @@ fn append_once(sandbox: &Sandbox, bytes: u64, producers: u64) -> Duration {
         }
         begun.elapsed()
     })
-}
-
-/// Commits of producers that wait for each, over ten partitions and over a thousand.
-fn commit() {
-    for (home, size) in [("volume", Some(4 * GIB)), ("directory", None)] {
-        let sandbox = Sandbox::new();
-        let runtime = runtime();
-        let (_store, topics) = runtime.block_on(async {
-            let store = open(sandbox.path(), size).await;
-            let topics = [topic(&store, "few", 10).await, topic(&store, "many", 1000).await];
-            // Once without counting: each partition takes its first space.
-            for topic in &topics {
-                let first = topic.partitions().iter().map(|partition| async {
-                    send(partition, &batch(1024, 1024, 1), Durability::Stable).await;
-                });
-                futures_util::future::join_all(first).await;
-            }
-            (store, topics)
-        });
-        let title =
-            format!("commit, {home}: acks=all, {PRODUCERS} producers in flight, a record of 1 KiB each");
-        compare(
-            &title,
-            "commits/s",
-            ["10 partitions", "1,000 partitions"],
-            "(at least 0.9)",
-            |variant, _| runtime.block_on(committed(&topics[variant])),
-        );
-        runtime.shutdown_background();
-    }
-}
-
-async fn committed(topic: &Arc<Topic>) -> Measured {
-    const SPAN: Duration = Duration::from_secs(3);
-    let (count, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let batch = batch(1024, 1024, 1);
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..PRODUCERS)
-        .map(|producer| {
-            let (topic, batch) = (Arc::clone(topic), batch.clone());
-            let (count, over) = (Arc::clone(&count), Arc::clone(&over));
-            tokio::spawn(async move {
-                let partitions = topic.partitions();
-                let mut at = producer as usize;
-                while !over.load(Ordering::Relaxed) {
-                    send(&partitions[at % partitions.len()], &batch, Durability::Stable).await;
-                    count.fetch_add(1, Ordering::Relaxed);
-                    at += PRODUCERS as usize + 1;
-                }
-            })
-        })
-        .collect();
-    tokio::time::sleep(SPAN).await;
-    over.store(true, Ordering::Relaxed);
-    for task in tasks {
-        task.await.expect("a producer ends well");
-    }
-    Measured { figure: count.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64(), cpu: None }
 }
 
 /// What makes many files durable: a sync of each, four at a time as in a directory store, or one of the file system;

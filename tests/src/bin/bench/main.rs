@@ -4,6 +4,7 @@
 //! Variants take turns (A B A B …), so that a noisy machine is as noisy for each. Told are the lowest, median and
 //! highest of all rounds, the ratio of the medians, and the CPU time that the server spent per operation.
 
+mod commit;
 mod log;
 mod lookup;
 mod measure;
