@@ -49,6 +49,9 @@ pub(crate) struct Found {
     pub(crate) reach: u64,
     /// Data reaches exactly so far, if the log was closed in order.
     pub(crate) exact: bool,
+    /// When it was last appended to, in milliseconds since the epoch, if that is known. Of one that is not `sealed`, it is
+    /// only as old as the last stop in order, unless it is `exact`.
+    pub(crate) written: Option<i64>,
 }
 
 /// What makes a segment a closed one.
@@ -62,6 +65,8 @@ pub(crate) struct Sealing {
     pub(crate) sidecars: Vec<(Kind, Bytes)>,
     /// Nothing will be appended: give unused space back.
     pub(crate) trim: bool,
+    /// When it was last appended to, in milliseconds since the epoch, if its records do not tell.
+    pub(crate) written: Option<i64>,
     /// What becomes true in the catalog at the same moment.
     pub(crate) change: Change,
 }

@@ -6,6 +6,11 @@
 //! transactions, if there are any. A closed segment's largest timestamp is kept when its index goes: a lookup by time
 //! asks every segment before the one it ends in, and must not load an index for each, each time.
 //!
+//! Records may have no timestamps (−1). A segment in which none has any is as old as its last append, as Kafka goes by a
+//! file's modification time: in a directory it is that; on a volume it is kept with the segment's place in the catalog
+//! when the segment is sealed or the log closed in order, and for such segments only: it costs no write of its own. What a
+//! kill leaves unsealed counts as appended when it is recovered, which is too late and never too early.
+//!
 //! Invariants: `end.size` is the end of a whole batch, `end.next` the offset after it; both move together, and only
 //! the appender moves them. Bytes below `end.size` never change.
 
@@ -19,6 +24,7 @@ use crate::index::Index;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bytes read at once while walking over headers.
@@ -60,6 +66,8 @@ pub(crate) struct Segment {
     /// What the index said last about the largest timestamp; forgotten, under the lock of `index`, when the index is
     /// written on or made anew.
     largest: Mutex<Option<(i64, i64)>>,
+    /// When it was last appended to, in milliseconds of the broker's clock, as far as that is known.
+    written: AtomicI64,
     /// What was checked lately (see [`crate::heal`]).
     pub(crate) checked: Mutex<Option<Box<Checked>>>,
     /// Places without a good batch, as far as they were found, by position.
@@ -90,7 +98,18 @@ impl Segment {
     ) -> Arc<Self> {
         let (aborted, end, index) = (AbortedList::default(), RwLock::new(end), RwLock::new(Slot::Absent));
         let (largest, checked, lost) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { id, base, bytes, sealed, aborted, end, index, largest, checked, lost })
+        let written = AtomicI64::new(i64::MAX);
+        Arc::new(Self { id, base, bytes, sealed, aborted, end, index, largest, written, checked, lost })
+    }
+
+    /// When it was last appended to, as far as that is known; never, if it is not.
+    pub(crate) fn written(&self) -> i64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// It was appended to at this time.
+    pub(crate) fn set_written(&self, at: i64) {
+        self.written.store(at, Ordering::Relaxed);
     }
 
     /// Where it ends now.
@@ -346,9 +365,31 @@ impl Segment {
         }
         let largest = self.ask(cache, Index::largest_timestamp).await?;
         if let Slot::Loaded(index) = &*self.index.read() {
-            *self.largest.lock() = index.largest_timestamp();
+            self.set_largest(index.largest_timestamp());
         }
         Ok(largest)
+    }
+
+    /// Takes note of what its index, which is not in memory, says about the largest timestamp.
+    pub(crate) fn set_largest(&self, largest: Option<(i64, i64)>) {
+        // That there is none is known as well.
+        *self.largest.lock() = largest.or(Some((-1, -1)));
+    }
+
+    /// Whether some record has a timestamp, as far as its index is in memory.
+    pub(crate) fn is_timed(&self) -> bool {
+        let largest = match &*self.index.read() {
+            Slot::Open(index) => index.largest_timestamp(),
+            Slot::Loaded(index) => index.largest_timestamp(),
+            Slot::Absent => *self.largest.lock(),
+        };
+        largest.is_some_and(|(at, _)| at >= 0)
+    }
+
+    /// The time of its newest record: the largest timestamp, or that of the last append if no record has any.
+    pub(crate) async fn newest(self: &Arc<Self>, cache: &IndexCache) -> Result<i64> {
+        let largest = self.largest_timestamp(cache).await?;
+        Ok(largest.map(|(at, _)| at).filter(|&at| at >= 0).unwrap_or_else(|| self.written()))
     }
 
     /// The bytes of a batch, checked, and healed if they must be.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod ageing;
 mod bad_input;
 mod cleaning;
 mod common;

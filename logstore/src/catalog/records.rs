@@ -180,6 +180,9 @@ pub(crate) struct SegmentRecord {
     pub(crate) extents: Vec<Extent>,
     /// Its size once it was closed.
     pub(crate) sealed: Option<u64>,
+    /// When it was last appended to before it was closed, in milliseconds since the epoch, if no record has a timestamp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) written: Option<i64>,
     pub(crate) blobs: BTreeMap<Kind, BlobRecord>,
 }
 

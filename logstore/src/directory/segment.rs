@@ -19,10 +19,11 @@ use raid::device::Piece;
 use rustix::io::ReadWriteFlags;
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Largest derived file that is read; anything larger is not one of ours.
 const LARGEST_SIDECAR: u64 = 64 << 20;
@@ -80,9 +81,12 @@ pub(super) fn find(
     let mut found = Vec::new();
     for (name, path) in entries(dir)? {
         if let Some(base) = names::offset_of(&name, "log") {
-            let size = at("look at", &path, fs::metadata(&path))?.len();
+            let data = at("look at", &path, fs::metadata(&path))?;
+            let size = data.len();
+            let written =
+                Some(data.mtime().saturating_mul(1000).saturating_add(data.mtime_nsec() / 1_000_000));
             let bytes = FileSegment::new(home, id, dir.to_owned(), base);
-            found.push(Found { base, bytes, sealed: Some(size), reach: size, exact: true });
+            found.push(Found { base, bytes, sealed: Some(size), reach: size, exact: true, written });
         }
     }
     found.sort_by_key(|segment| segment.base);
@@ -242,11 +246,16 @@ impl FileSegment {
 
 impl FileSegment {
     async fn take_place_now(&self, old: &[Arc<dyn SegmentBytes>], sealing: Sealing) -> Result<()> {
-        let Sealing { end, sidecars, change, .. } = sealing;
+        let Sealing { end, sidecars, written, change, .. } = sealing;
         // Its bytes and length, before its name says that they are there.
         let (file, from) = (self.file_to_append().await?, self.path());
         let (dir, to) = (self.dir.clone(), names::swap_file(&self.dir, self.base, end));
         blocking(move || {
+            if let Some(written) = written.and_then(|at| u64::try_from(at).ok()) {
+                // It is not younger for having been compacted.
+                let time = UNIX_EPOCH + Duration::from_millis(written);
+                at("set the time of", &from, file.set_modified(time))?;
+            }
             at("sync", &from, file.sync_all())?;
             at("rename", &from, fs::rename(&from, &to))?;
             sync_dir(&dir)

@@ -299,6 +299,7 @@ impl Partition {
         if let Some(active) = &mut appender.active {
             active.opened.get_or_insert(first.max_timestamp);
         }
+        segment.set_written(now);
         segment.set_end(End { size: size + written, next: last.next_offset() });
         segment.appended(size..size + written);
         Ok(ended)

@@ -92,7 +92,8 @@ impl Partition {
         let oldest = segments.iter().find(|segment| segment.end().next > cleaned && segment.end().size > 0);
         let Some(oldest) = oldest else { return Ok(None) };
         let first = Walk::new(oldest, oldest.end()).batch_at(0).await?;
-        let since = first.map_or(now, |placed| placed.header.max_timestamp);
+        let since = first.map(|placed| placed.header.max_timestamp).filter(|&at| at >= 0);
+        let since = since.unwrap_or_else(|| oldest.written());
         Ok((now.saturating_sub(since) > config.max_compaction_lag_ms).then_some(1.0))
     }
 
@@ -113,8 +114,8 @@ impl Partition {
                 break;
             }
             if config.min_compaction_lag_ms > 0 && end.next > cleaned {
-                let largest = segment.largest_timestamp(&self.context.indexes).await?;
-                if largest.is_some_and(|(at, _)| now.saturating_sub(at) < config.min_compaction_lag_ms) {
+                let newest = segment.newest(&self.context.indexes).await?;
+                if now.saturating_sub(newest) < config.min_compaction_lag_ms {
                     break;
                 }
             }
@@ -270,6 +271,8 @@ impl Partition {
             sidecars.push((Kind::Snapshot, snapshot));
         }
         let smaller = Segment::new(self.id.clone(), first.base, fresh, end, true);
+        smaller.set_written(last.written());
+        smaller.set_largest(index.largest_timestamp());
         let (done, outcome) = tokio::sync::oneshot::channel();
         let (partition, group) = (Arc::clone(self), group.to_vec());
         self.context.tasks.spawn(Box::pin(async move {
@@ -310,7 +313,14 @@ impl Partition {
         let mut change = Change::vital();
         change.put(Table::Partitions, &self.id.key.bytes(), &record);
         let old: Vec<_> = group.iter().map(|segment| Arc::clone(&segment.bytes)).collect();
-        let sealing = Sealing { size: end.size, end: end.next, sidecars, trim: true, change };
+        let sealing = Sealing {
+            size: end.size,
+            end: end.next,
+            sidecars,
+            trim: true,
+            written: (!cleaned.is_timed()).then(|| cleaned.written()),
+            change,
+        };
         cleaned.bytes.take_place(&old, sealing).await?;
         *self.record.lock() = record;
         self.log.write().segments.splice(start..start + group.len(), [Arc::clone(&cleaned)]);

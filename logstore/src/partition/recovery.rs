@@ -52,7 +52,7 @@ pub(crate) async fn open(
     config: Arc<TopicConfig>,
 ) -> Result<Opened> {
     let found = below_start_erased(&record, context.home.segments(&id, record.swap).await?).await?;
-    if let Some(segments) = as_closed(&id, &record, &found) {
+    if let Some(segments) = as_closed(&id, &record, &found, context.wall_clock()) {
         // `as_closed` answers only with a clean marker.
         let end = record.clean.map_or(record.log_start, |clean| clean.end);
         let progress = Progress::opened(end, record.clean.and_then(|clean| clean.first_open));
@@ -78,7 +78,12 @@ async fn below_start_erased(record: &PartitionRecord, mut found: Vec<Found>) -> 
 }
 
 /// The segments of a log that was closed in order; `None` when it was not, or what is there does not agree.
-fn as_closed(id: &PartitionId, record: &PartitionRecord, found: &[Found]) -> Option<Vec<Arc<Segment>>> {
+fn as_closed(
+    id: &PartitionId,
+    record: &PartitionRecord,
+    found: &[Found],
+    now: i64,
+) -> Option<Vec<Arc<Segment>>> {
     let clean = record.clean?;
     let disagrees = |what: &str| {
         tracing::warn!("{}-{} was closed in order, but {what}: it is checked", id.topic, id.key.partition);
@@ -96,14 +101,18 @@ fn as_closed(id: &PartitionId, record: &PartitionRecord, found: &[Found]) -> Opt
     let mut segments = Vec::with_capacity(found.len());
     for pair in found.windows(2) {
         let Some(size) = pair[0].sealed else { return disagrees("a segment before the last is not sealed") };
-        segments.push(segment(id, &pair[0], End { size, next: pair[1].base }));
+        segments.push(segment(id, &pair[0], End { size, next: pair[1].base }, pair[0].written, now));
     }
-    segments.push(segment(id, last, End { size: clean.size, next: clean.end }));
+    segments.push(segment(id, last, End { size: clean.size, next: clean.end }, last.written, now));
     Some(segments)
 }
 
-fn segment(id: &PartitionId, found: &Found, end: End) -> Arc<Segment> {
-    Segment::new(id.clone(), found.base, Arc::clone(&found.bytes), end, found.sealed.is_some())
+/// One that was found, last appended to when it says so, or else now.
+fn segment(id: &PartitionId, found: &Found, end: End, written: Option<i64>, now: i64) -> Arc<Segment> {
+    let sealed = found.sealed.is_some();
+    let segment = Segment::new(id.clone(), found.base, Arc::clone(&found.bytes), end, sealed);
+    segment.set_written(written.map_or(now, |at| at.min(now)));
+    segment
 }
 
 /// What a scan found in one segment.
@@ -271,7 +280,7 @@ async fn recover(
     let mut segments = Vec::with_capacity(found.len());
     for pair in found.windows(2).take(trusted) {
         let size = pair[0].sealed.unwrap_or_default();
-        segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }));
+        segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }, pair[0].written, now));
     }
     let mut replay = Replay::after(context, &segments, now).await.unwrap_or_else(|error| {
         // Known producers are a convenience; records are not to be withheld for want of them.
@@ -302,7 +311,8 @@ async fn recover(
             // The records between were compacted away.
             end.next = end.next.max(next.base);
         }
-        let whole = segment(&id, &here, end);
+        let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
+        let whole = segment(&id, &here, end, written, now);
         log_end = end.next;
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));

@@ -71,7 +71,11 @@ impl Partition {
         also(&mut record);
         let mut change = Change::vital();
         change.put(Table::Partitions, &self.id.key.bytes(), &record);
-        segment.bytes.seal(Sealing { size: end.size, end: end.next, sidecars, trim, change }).await?;
+        let written = (!segment.is_timed()).then(|| segment.written());
+        segment
+            .bytes
+            .seal(Sealing { size: end.size, end: end.next, sidecars, trim, written, change })
+            .await?;
         *self.record.lock() = record;
         Ok(())
     }
@@ -108,9 +112,8 @@ impl Partition {
                 count += 1;
                 continue;
             }
-            let largest = segment.largest_timestamp(&self.context.indexes).await?;
             let too_old = config.retention_ms >= 0
-                && largest.is_some_and(|(at, _)| at >= 0 && now.saturating_sub(at) > config.retention_ms);
+                && now.saturating_sub(segment.newest(&self.context.indexes).await?) > config.retention_ms;
             let left = total - end.size;
             let too_much = !is_last && config.retention_bytes >= 0 && left >= config.retention_bytes as u64;
             if !too_old && !too_much {

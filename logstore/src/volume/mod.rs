@@ -113,7 +113,7 @@ impl VolumeHome {
             if record.blobs.values().any(|blob| blob.at.is_some_and(|at| at.len < blob.len)) {
                 return Err(what(&"its index bytes are larger than their extent"));
             }
-            let sealed = record.sealed;
+            let (sealed, written) = (record.sealed, record.written);
             let bytes = VolumeSegment::new(self, key, record);
             // Keys come sorted, so segments do too.
             found.entry(key.partition).or_default().push(Found {
@@ -122,6 +122,7 @@ impl VolumeHome {
                 sealed,
                 reach: room,
                 exact: false,
+                written,
             });
         }
         Ok(())

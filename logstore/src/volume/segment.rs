@@ -224,12 +224,13 @@ impl VolumeSegment {
 
     async fn seal_now(&self, sealing: Sealing) -> Result<()> {
         let _only = self.growth.lock().await;
-        let Sealing { size, sidecars, trim: trims, mut change, .. } = sealing;
+        let Sealing { size, sidecars, trim: trims, written, mut change, .. } = sealing;
         if self.dead.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
         let before = self.record.read().clone();
-        let mut record = SegmentRecord { extents: before.extents.clone(), ..SegmentRecord::default() };
+        let extents = before.extents.clone();
+        let mut record = SegmentRecord { extents, written, ..SegmentRecord::default() };
         let mut free: Vec<Extent> = before.blobs.values().filter_map(|blob| blob.at).collect();
         if trims {
             record.sealed = Some(size);
@@ -252,9 +253,9 @@ impl VolumeSegment {
 impl VolumeSegment {
     async fn take_place_now(&self, old: &[Arc<dyn SegmentBytes>], sealing: Sealing) -> Result<()> {
         let _only = self.growth.lock().await;
-        let Sealing { size, sidecars, change, .. } = sealing;
-        let mut record =
-            SegmentRecord { extents: self.record.read().extents.clone(), ..SegmentRecord::default() };
+        let Sealing { size, sidecars, written, change, .. } = sealing;
+        let extents = self.record.read().extents.clone();
+        let mut record = SegmentRecord { extents, written, ..SegmentRecord::default() };
         record.sealed = Some(size);
         let unused = trim(&mut record.extents, size);
         let mut all = Change::vital();

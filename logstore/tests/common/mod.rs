@@ -4,10 +4,12 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use logstore::{Home, Partition, ReadLimit, Store, StoreOptions, TopicConfig};
 use raid::device::{Durability, FileDevice, OpenMode};
-use raid::runtime::TokioRuntime;
+use raid::runtime::{BoxFuture, Runtime, TokioRuntime};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
 pub const NOW: i64 = 1_700_000_000_000;
@@ -73,7 +75,7 @@ impl Batch {
         let mut records = Vec::new();
         for (at, value) in self.values.iter().enumerate() {
             let mut record = vec![0];
-            varint(&mut record, at as i64);
+            varint(&mut record, if self.timestamp < 0 { 0 } else { at as i64 });
             varint(&mut record, at as i64);
             let key = self.keys.get(at);
             varint(&mut record, key.map_or(-1, |(key, _)| key.len() as i64));
@@ -90,7 +92,8 @@ impl Batch {
         body.put_i16(self.attributes);
         body.put_i32(count - 1);
         body.put_i64(self.timestamp);
-        body.put_i64(self.timestamp + i64::from(count) - 1);
+        let largest = if self.timestamp < 0 { -1 } else { self.timestamp + i64::from(count) - 1 };
+        body.put_i64(largest);
         body.put_i64(self.producer.0);
         body.put_i16(self.producer.1);
         body.put_i32(self.producer.2);
@@ -104,6 +107,49 @@ impl Batch {
         bytes.put_u32(crc32c::crc32c(&body));
         bytes.put_slice(&body);
         bytes.freeze()
+    }
+}
+
+/// A wall clock that is so many milliseconds ahead of the machine's.
+#[derive(Clone, Default)]
+pub struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    pub fn pass(&self, millis: u64) {
+        self.0.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    pub fn now(&self) -> i64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        (now.as_millis() as u64 + self.0.load(Ordering::SeqCst)) as i64
+    }
+}
+
+/// The machine, by that clock.
+struct Late {
+    inner: TokioRuntime,
+    clock: Clock,
+}
+
+impl Runtime for Late {
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        self.inner.wall_clock() + Duration::from_millis(self.clock.0.load(Ordering::SeqCst))
+    }
+
+    fn fill_random(&self, out: &mut [u8]) {
+        self.inner.fill_random(out);
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.inner.spawn(task);
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.inner.sleep(time)
     }
 }
 
@@ -166,6 +212,21 @@ impl Place {
             set(&mut options);
             let runtime = Arc::new(TokioRuntime::current());
             work(Store::open(self.home(), options, runtime).await.unwrap()).await
+        })
+    }
+
+    /// The same by another clock; `in_order` closes the store.
+    pub fn run_by<T>(&self, clock: &Clock, in_order: bool, work: impl AsyncFnOnce(Arc<Store>) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
+            let runtime = Arc::new(Late { inner: TokioRuntime::current(), clock: clock.clone() });
+            let store = Store::open(self.home(), options, runtime).await.unwrap();
+            let answer = work(Arc::clone(&store)).await;
+            if in_order {
+                store.close().await.unwrap();
+            }
+            answer
         })
     }
 
