@@ -134,6 +134,24 @@ pub trait Device: Send + Sync + 'static {
     /// Writes all of `data` at `at`.
     fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()>;
 
+    /// Whether it lies in memory: [`Device::write_now`] is worth a try.
+    fn is_instant(&self) -> bool {
+        false
+    }
+
+    /// Reads into `buf` where that waits for nothing, and returns whether it did: else `buf` may hold anything, and
+    /// [`Device::read`] is the way, which tells of errors too. Costs no allocation.
+    fn read_now(&self, _at: u64, _buf: &mut [u8]) -> bool {
+        false
+    }
+
+    /// Writes all of `data` as [`Durability::Cached`] where that waits for nothing, and returns whether it did: else
+    /// some of it may be written, and [`Device::write`] of the same is the way, which tells of errors too. Costs no
+    /// allocation.
+    fn write_now(&self, _at: u64, _data: &[u8]) -> bool {
+        false
+    }
+
     /// Makes every write that completed before this call durable.
     fn flush(&self) -> Io<'_, ()>;
 

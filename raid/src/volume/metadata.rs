@@ -166,9 +166,8 @@ impl Drop for Tracked<'_> {
 }
 
 impl Inner {
-    /// Makes sure that a change of the range may begin: its bits are durable on all live members, the superblocks
-    /// say "active", and every failure noticed so far is on record. Normally all that is so already.
-    pub(crate) async fn prepare(&self, range: &Range<u64>) -> Result<Tracked<'_>> {
+    /// Counts a change of the range, and tells whether it may begin: see [`Inner::prepare`].
+    pub(super) fn track(&self, range: &Range<u64>) -> (Tracked<'_>, bool) {
         let known = self.untouched.touch(range);
         if !known {
             // It was left alone while nobody used it; now its copies are made equal.
@@ -176,7 +175,14 @@ impl Inner {
         }
         let durable = self.intent.as_ref().is_none_or(|intent| intent.lock().begin(range)) && known;
         let tracked = Tracked { inner: self, range: range.clone() };
-        if durable && self.active.load(Ordering::Acquire) && self.is_recorded() {
+        (tracked, durable && self.active.load(Ordering::Acquire) && self.is_recorded())
+    }
+
+    /// Makes sure that a change of the range may begin: its bits are durable on all live members, the superblocks
+    /// say "active", and every failure noticed so far is on record. Normally all that is so already.
+    pub(crate) async fn prepare(&self, range: &Range<u64>) -> Result<Tracked<'_>> {
+        let (tracked, is_prepared) = self.track(range);
+        if is_prepared {
             return Ok(tracked);
         }
         let mut meta = self.meta.lock().await;
@@ -212,7 +218,7 @@ impl Inner {
         self.unsynced.lock().next(0).map_or(CLEAN, |range| range.start / SECTOR)
     }
 
-    fn is_recorded(&self) -> bool {
+    pub(super) fn is_recorded(&self) -> bool {
         self.recorded.load(Ordering::Acquire) == self.noticed.load(Ordering::Acquire)
     }
 

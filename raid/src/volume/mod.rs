@@ -476,6 +476,26 @@ impl Device for Volume {
         self.change(Operation::Write, at, Change::Data(data), durability)
     }
 
+    fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
+        let done = self.inner.read_now(at, buf);
+        if done {
+            self.inner.speed.count();
+        }
+        done
+    }
+
+    fn write_now(&self, at: u64, data: &[u8]) -> bool {
+        let inner = &self.inner;
+        let is_allowed = !inner.read_only
+            && !data.is_empty()
+            && check_range(Operation::Write, at, data.len() as u64, inner.size()).is_ok();
+        let done = is_allowed && inner.write_now(at, data);
+        if done {
+            inner.speed.count();
+        }
+        done
+    }
+
     fn flush(&self) -> Io<'_, ()> {
         if self.inner.read_only {
             return Box::pin(async { Ok(()) });

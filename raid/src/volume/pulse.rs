@@ -6,7 +6,8 @@
 //!
 //! Invariants: who waits is woken within a beat of its limit; nothing beats for a volume that nobody uses.
 //!
-//! Cost of a wait: nothing where there is nothing to wait for; else a place in a list, taken and left under a plain mutex, and two atomic operations. The task that beats is
+//! Cost of a wait: nothing where there is nothing to wait for; else a place in a list, taken and left under a plain mutex,
+//! and two atomic operations. The task that beats is
 //! spawned at the first wait after [`REST`] beats without one.
 
 use crate::runtime::Runtime;

@@ -26,6 +26,11 @@ impl State {
     fn is_held(&self, range: &Range<u64>) -> bool {
         self.held.range(..range.end).next_back().is_some_and(|(_, &end)| end > range.start)
     }
+
+    /// Whether whoever asks for the range now has to wait.
+    fn blocks(&self, range: &Range<u64>) -> bool {
+        self.is_held(range) || self.waiting.iter().any(|(earlier, _)| overlap(earlier, range))
+    }
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -48,9 +53,7 @@ impl RangeLocks {
     pub async fn lock(&self, range: Range<u64>) -> RangeGuard {
         let granted = {
             let mut state = self.0.lock();
-            let blocked =
-                state.is_held(&range) || state.waiting.iter().any(|(earlier, _)| overlap(earlier, &range));
-            if !blocked {
+            if !state.blocks(&range) {
                 state.held.insert(range.start, range.end);
                 return RangeGuard { locks: self.clone(), range };
             }
@@ -60,6 +63,17 @@ impl RangeLocks {
         };
         // The sender lives in the queue, which lives as long as `self`, until the guard is sent.
         granted.await.expect("a waiting lock is granted before its queue is dropped")
+    }
+
+    /// Takes the range, which must not be empty, if that needs no waiting.
+    pub fn try_lock(&self, range: Range<u64>) -> Option<RangeGuard> {
+        let mut state = self.0.lock();
+        if state.blocks(&range) {
+            return None;
+        }
+        state.held.insert(range.start, range.end);
+        drop(state);
+        Some(RangeGuard { locks: self.clone(), range })
     }
 
     fn release(&self, range: &Range<u64>) {
@@ -110,6 +124,19 @@ mod tests {
         let _a = locks.lock(0..10).now_or_never().unwrap();
         let _b = locks.lock(10..20).now_or_never().unwrap();
         assert!(locks.lock(9..11).now_or_never().is_none());
+    }
+
+    #[test]
+    fn who_will_not_wait_neither_shares_nor_overtakes() {
+        let locks = RangeLocks::default();
+        let first = locks.try_lock(0..10).unwrap();
+        assert!(locks.try_lock(9..11).is_none());
+        let mut second = Box::pin(locks.lock(5..15));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(locks.try_lock(12..20).is_none(), "must not overtake the second");
+        drop(first);
+        drop(second.now_or_never().unwrap());
+        assert!(locks.try_lock(0..20).is_some());
     }
 
     #[test]

@@ -63,6 +63,20 @@ impl Inner {
         Ok(whole)
     }
 
+    /// Reads a part of one chunk where that waits for nothing; returns whether it did.
+    pub(super) fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
+        let len = buf.len() as u64;
+        let roster = self.roster.load();
+        if check_range(Operation::Read, at, len, roster.geometry.size()).is_err() || self.may_differ(at, len)
+        {
+            return false;
+        }
+        let Some(span) = roster.geometry.spans(at, len).next().filter(|first| first.len == len) else {
+            return false;
+        };
+        self.preferred(&roster, span).is_some_and(|(member, at)| member.device.read_now(at, buf))
+    }
+
     async fn read_span(self: &Arc<Self>, roster: &Roster, span: Span, buf: BytesMut) -> Result<BytesMut> {
         let Some((member, at)) = self.preferred(roster, span) else { return Err(self.no_copy(span)) };
         let mut read = member.device.read(at, buf);

@@ -9,6 +9,9 @@
 //!    client gets the error;
 //! 5. what was listed or taken out is on record: from here on it is never read again;
 //! 6. acknowledged.
+//!
+//! Where all legs lie in memory and nothing has to be waited for, [`Inner::write_now`] takes the same steps in one go:
+//! no allocation, no task. Whatever is unusual there is left to the long way.
 
 use super::choice::is_first;
 use super::metadata::Tracked;
@@ -16,7 +19,7 @@ use super::{BLOCK, Inner, Order, RangeSet, Roster, Verdict};
 use crate::device::{Durability, ZeroMode};
 use crate::error::{Error, Operation, Result};
 use crate::event::Event;
-use crate::geometry::MemberOffset;
+use crate::geometry::{MemberOffset, Span};
 use crate::member::Member;
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
@@ -92,6 +95,34 @@ impl Inner {
         }
         self.recorded().await?;
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Writes all live legs where that waits for nothing, in the same order of steps; returns whether it is done. Else
+    /// it is to be done by [`Inner::change`], from the start.
+    pub(super) fn write_now(self: &Arc<Self>, at: u64, data: &[u8]) -> bool {
+        let Ok(_entered) = self.enter() else { return false };
+        let range = self.blocks(at, data.len() as u64);
+        let Some(_lock) = self.locks.try_lock(range.clone()) else { return false };
+        if self.refuse_if_lost().is_err() {
+            return false;
+        }
+        let (_tracked, true) = self.track(&range) else { return false };
+        let roster = self.roster.load();
+        let legs = || targets(&roster, at, data.len() as u64);
+        if !legs().all(|leg| leg.member.device.is_instant() && !leg.member.is_faulty()) {
+            return false;
+        }
+        for Target { span, member, at: to } in legs() {
+            let _counted = member.load.begin();
+            let part = &data[(span.at - at) as usize..][..span.len as usize];
+            if !member.device.write_now(member.position(to), part) {
+                // As where a leg fails: legs may differ now; while the lock is held nobody has seen that yet.
+                self.mark_unsynced(range.start / BLOCK * BLOCK..range.end);
+                return false;
+            }
+            member.note_written(&(to.0..to.0 + span.len));
+        }
+        self.is_recorded()
     }
 
     /// Submits the change to all live legs at once and waits for all. Returns a failure that was not settled by
@@ -265,20 +296,32 @@ impl Inner {
     }
 }
 
+/// Where a part of a chunk is written.
+struct Target<'a> {
+    span: Span,
+    member: &'a Arc<Member>,
+    at: MemberOffset,
+}
+
+/// Where a range is written: span by span, each on all live members that hold its chunk.
+fn targets(roster: &Roster, at: u64, len: u64) -> impl Iterator<Item = Target<'_>> {
+    roster.geometry.spans(at, len).flat_map(move |span| {
+        roster.geometry.places(span.chunk).flat_map(move |place| {
+            let at = MemberOffset(place.at.0 + span.within);
+            let members = roster.at(place).filter(|member| member.is_written());
+            members.map(move |member| Target { span, member, at })
+        })
+    })
+}
+
 fn data_legs<'a>(roster: &'a Roster, at: u64, data: &Bytes) -> Vec<Leg<'a>> {
-    let mut legs = Vec::with_capacity(roster.geometry.copies());
-    for span in roster.geometry.spans(at, data.len() as u64) {
+    let legs = targets(roster, at, data.len() as u64).map(|Target { span, member, at: to }| {
         let start = (span.at - at) as usize;
-        let part = data.slice(start..start + span.len as usize);
-        for place in roster.geometry.places(span.chunk) {
-            for member in roster.at(place).filter(|member| member.is_written()) {
-                let (at, of, data) = (place.at.0 + span.within, Some(span.at), Some(part.clone()));
-                let is_unread = member.device.keeps_pages() && !is_first(roster, span, member);
-                legs.push(Leg { member, of, at, len: span.len, data, is_unread });
-            }
-        }
-    }
-    legs
+        let data = Some(data.slice(start..start + span.len as usize));
+        let is_unread = member.device.keeps_pages() && !is_first(roster, span, member);
+        Leg { member, of: Some(span.at), at: to.0, len: span.len, data, is_unread }
+    });
+    legs.collect()
 }
 
 /// Without a payload to split, neighbouring chunks of a member become one range: a few operations for any length.

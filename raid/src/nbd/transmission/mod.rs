@@ -241,7 +241,12 @@ impl<S: Stream> Connection<'_, S> {
 
     /// Starts an operation. One that completes at once never becomes a task.
     fn start(&mut self, cx: &mut Context<'_>, admitted: Admitted, payload: Bytes, to: To, lease: Lease) {
-        let device = Arc::clone(&self.session.export.device);
+        let device = &self.session.export.device;
+        let lease = match execute::at_once(&**device, admitted, &payload, to, lease) {
+            Ok(reply) => return self.replies.push_back(reply),
+            Err(unused) => unused,
+        };
+        let device = Arc::clone(device);
         let pipes = match admitted {
             Admitted::Read { len, .. } if Pipes::are_worth(len) && self.stream.plain().is_some() => {
                 Some(Arc::clone(self.purse.pipes()))
