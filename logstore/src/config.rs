@@ -292,6 +292,13 @@ table! {
 }
 
 impl TopicConfig {
+    /// How long a segment is appended to: `segment.ms`, and no longer than records may stay out of compaction.
+    #[must_use]
+    pub fn open_ms(&self) -> i64 {
+        let lag = if self.cleanup_policy.compact { self.max_compaction_lag_ms } else { i64::MAX };
+        self.segment_ms.min(lag)
+    }
+
     /// This configuration as the defaults of others: nothing in it counts as a topic's own.
     #[must_use]
     pub fn as_defaults(&self) -> Self {

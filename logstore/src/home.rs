@@ -76,6 +76,10 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     /// Makes sure that bytes up to `end` have a place. `limit`: how far the segment will grow at most.
     fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()>;
 
+    /// Makes it known that the segment begins here, before it has bytes: with the next flush, or the next segment that is
+    /// sealed, it will be found again after a power cut.
+    fn begin(&self) -> Io<'_, ()>;
+
     /// Writes into a reserved place.
     fn write(&self, at: u64, data: Bytes) -> Io<'_, ()>;
 

@@ -444,7 +444,7 @@ impl Store {
         self.context.home.healing().counts()
     }
 
-    /// Deletes what the topics' retention says; to be called every few minutes by whoever runs the store. A partition
+    /// Deletes what the topics' retention says, and ends segments that are old enough; to be called every few minutes by whoever runs the store. A partition
     /// that fails does not keep the others from being cleaned; the first failure is returned.
     pub async fn enforce_retention(&self) -> Result<()> {
         let mut first = Ok(());
@@ -452,7 +452,12 @@ impl Store {
             for partition in &topic.partitions {
                 self.context.check()?;
                 partition.expire_producers();
-                match partition.enforce_retention().await {
+                let outcome = match partition.enforce_retention().await {
+                    // What has gone need not be closed.
+                    Ok(()) => partition.roll_if_old().await,
+                    failed => failed,
+                };
+                match outcome {
                     // Deleted meanwhile.
                     Ok(()) | Err(Error::UnknownTopic { .. }) => {}
                     Err(error) => {
@@ -487,6 +492,10 @@ impl Store {
                 self.context.check()?;
                 if self.cleaner.is_parked(partition.key(), self.ground(partition)) {
                     continue;
+                }
+                match partition.roll_if_old().await {
+                    Ok(()) | Err(Error::UnknownTopic { .. }) => {}
+                    Err(error) => self.compaction_failed(partition, error)?,
                 }
                 match partition.dirty_share().await {
                     Ok(Some(share)) => due.push((share, Arc::clone(partition))),

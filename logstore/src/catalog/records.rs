@@ -114,6 +114,10 @@ pub(crate) struct Clean {
     /// First offset of the oldest open transaction: consumers need it before anything is read.
     #[serde(default)]
     pub(crate) first_open: Option<i64>,
+    /// When the first batch of the last segment came, by the broker's clock, in milliseconds; absent where it is empty, or
+    /// nothing will be appended to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<i64>,
 }
 
 /// A compacted segment that takes the place of all with records of its offsets.
@@ -156,7 +160,7 @@ impl Default for PartitionRecord {
             recovery_point: 0,
             epoch: 0,
             epochs: Epochs::default(),
-            clean: Some(Clean { end: 0, size: 0, first_open: None }),
+            clean: Some(Clean { end: 0, size: 0, first_open: None, since: None }),
             cleaned: 0,
             swap: None,
             transactions_from: None,

@@ -301,8 +301,12 @@ impl FileSegment {
 }
 
 impl SegmentBytes for FileSegment {
-    fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
+    fn begin(&self) -> Io<'_, ()> {
         Box::pin(async { self.file_to_append().await.map(drop) })
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
+        self.begin()
     }
 
     fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {

@@ -6,6 +6,10 @@
 //! for one place; one device write; three short locks; the allocations are the task, the header list and two boxed
 //! futures. Checks are made before the lock is taken, so that producers to one partition check in parallel.
 //!
+//! A segment is closed when it is full, or when what is appended is younger than its first batch by `segment.ms` (on compacted
+//! topics, by `max.compaction.lag.ms` if that is shorter), as in Kafka. Kafka closes none to which nobody appends; here
+//! that happens too, by the broker's clock (`Partition::roll_if_old`).
+//!
 //! Order: judge sequences → roll → stamp → reserve → write → index, producers, aborted → end → watermark. A power cut or an
 //! error before the end moved leaves the log as it was; bytes that were written by then lie behind the end, and are
 //! cut off before anything is written there again, so they can never be taken for the tail of something else.
@@ -32,8 +36,24 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) segment: Arc<Segment>,
-    /// Timestamp of its first batch, from which `segment.ms` counts; `None` while it is empty.
+    /// Timestamp of its first batch, from which `segment.ms` counts for those that follow; `None` while it is empty.
     pub(super) opened: Option<i64>,
+    /// When that came, in milliseconds of the broker's clock, from which `segment.ms` counts while none follows; `None` while
+    /// it is empty.
+    pub(super) since: Option<i64>,
+}
+
+impl Active {
+    /// An empty one.
+    fn empty(segment: Arc<Segment>) -> Self {
+        Self { segment, opened: None, since: None }
+    }
+
+    /// One of an earlier life. When its first batch came is told by its timestamp, or is now.
+    pub(super) fn found(segment: Arc<Segment>, opened: Option<i64>, now: i64) -> Self {
+        let since = opened.map(|at| if at >= 0 { at.min(now) } else { now });
+        Self { segment, opened, since }
+    }
 }
 
 /// What is to be appended, with the checks behind it that need no state.
@@ -267,9 +287,14 @@ impl Partition {
         if data.len() as u64 > limit {
             return Err(self.too_large(data.len() as u64, limit));
         }
-        let segment = self.place_for(appender, first, last, data.len() as u64, config);
+        let (segment, is_new) = self.place_for(appender, first, last, data.len() as u64, config).await?;
         let End { size, .. } = segment.end();
         segment.bytes.reserve(size + data.len() as u64, limit).await?;
+        if is_new {
+            // Not before it has a place: the segment that was the last must stay the last as long as no other is found.
+            self.log.write().segments.push(Arc::clone(&segment));
+            appender.active = Some(Active::empty(Arc::clone(&segment)));
+        }
         if std::mem::take(&mut appender.torn) {
             // Set again if this fails or is cut short.
             appender.torn = true;
@@ -298,6 +323,7 @@ impl Partition {
         }
         if let Some(active) = &mut appender.active {
             active.opened.get_or_insert(first.max_timestamp);
+            active.since.get_or_insert(now);
         }
         segment.set_written(now);
         segment.set_end(End { size: size + written, next: last.next_offset() });
@@ -305,30 +331,73 @@ impl Partition {
         Ok(ended)
     }
 
-    /// The segment that takes the batches: the active one, or a new one after a roll.
-    fn place_for(
+    /// The segment that takes the batches: the active one, or a new one after a roll, and whether it is new.
+    async fn place_for(
         self: &Arc<Self>,
         appender: &mut Appender,
         first: &Header,
         last: &Header,
         len: u64,
         config: &TopicConfig,
-    ) -> Arc<Segment> {
+    ) -> Result<(Arc<Segment>, bool)> {
         if let Some(active) = &appender.active {
             if !must_roll(active, last, len, config) {
-                return Arc::clone(&active.segment);
+                return Ok((Arc::clone(&active.segment), false));
             }
+            self.cut_torn(appender).await?;
             self.roll(appender);
         }
-        let base = first.base_offset;
+        Ok((self.empty_segment(first.base_offset), true))
+    }
+
+    /// A segment without bytes, in no list yet.
+    fn empty_segment(&self, base: i64) -> Arc<Segment> {
         let bytes = self.context.home.new_segment(&self.id, base);
         let segment = Segment::new(self.id.clone(), base, bytes, End { size: 0, next: base }, false);
         segment.open_index(Index::new(base));
         segment.aborted.open(Vec::new());
-        self.log.write().segments.push(Arc::clone(&segment));
-        appender.torn = false;
-        appender.active = Some(Active { segment: Arc::clone(&segment), opened: None });
         segment
+    }
+
+    /// Cuts off what a failed write may have left behind the end of the active segment.
+    async fn cut_torn(&self, appender: &mut Appender) -> Result<()> {
+        if let Some(active) = appender.active.as_ref().filter(|_| appender.torn) {
+            active.segment.bytes.cut(active.segment.end().size).await?;
+        }
+        appender.torn = false;
+        Ok(())
+    }
+
+    /// Ends the active segment when it has been appended to for long enough, though nobody appends: compaction takes closed
+    /// ones only. The next one begins, empty, so that the log's end is still told by its last segment. Costs a look at memory
+    /// when it is not due, and a commit of the catalog or two when it is: once, until somebody appends again.
+    pub(crate) async fn roll_if_old(self: &Arc<Self>) -> Result<()> {
+        // Whoever appends at this moment keeps it from being looked at until the next time.
+        let Ok(mut appender) = Arc::clone(&self.appender).try_lock_owned() else { return Ok(()) };
+        let since = if appender.ready {
+            appender.active.as_ref().and_then(|active| active.since)
+        } else {
+            self.record.lock().clean.and_then(|clean| clean.since)
+        };
+        let age = since.map_or(0, |since| self.context.wall_clock().saturating_sub(since));
+        if age <= self.config().open_ms() {
+            return Ok(());
+        }
+        self.context.check()?;
+        self.check_exists()?;
+        if !appender.ready {
+            self.prepare(&mut appender).await?;
+        }
+        if appender.active.as_ref().is_none_or(|active| active.segment.end().size == 0) {
+            return Ok(());
+        }
+        self.cut_torn(&mut appender).await?;
+        let next = self.empty_segment(self.progress.lock().log_end);
+        next.bytes.begin().await?;
+        self.roll(&mut appender);
+        self.log.write().segments.push(Arc::clone(&next));
+        appender.active = Some(Active::empty(next));
+        Ok(())
     }
 
     /// Before the first append since the partition was opened: brings producers and index into memory, and makes it
@@ -346,7 +415,10 @@ impl Partition {
                 let first = Walk::new(&segment, segment.end()).batch_at(0).await?;
                 segment.open_index(index);
                 let opened = first.map(|placed| placed.header.max_timestamp);
-                appender.active = Some(Active { segment, opened });
+                let mut active = Active::found(segment, opened, self.context.wall_clock());
+                let noted = self.record.lock().clean.and_then(|clean| clean.since);
+                active.since = noted.filter(|_| opened.is_some()).or(active.since);
+                appender.active = Some(active);
             }
         }
         let mut record = self.record.lock().clone();
@@ -416,13 +488,13 @@ fn check_keys(header: &Header, batch: &[u8]) -> std::result::Result<(), BatchFau
 }
 
 fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> bool {
-    let Active { segment, opened } = active;
+    let Active { segment, opened, .. } = active;
     let End { size, .. } = segment.end();
     if size == 0 {
         return false;
     }
     let limit = config.segment_bytes as u64;
-    let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.segment_ms);
+    let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.open_ms());
     let index_full =
         segment.with_open_index(|index| index.is_full(config.segment_index_bytes as u64)).unwrap_or_default();
     let full = index_full || segment.aborted.is_full();

@@ -332,7 +332,7 @@ async fn recover(
         if whole.sealed && !here.exact {
             whole.close_index(&context.indexes);
         } else {
-            appender.active = Some(Active { segment: whole, opened: scanned.opened });
+            appender.active = Some(Active::found(whole, scanned.opened, now));
         }
         for lost in rest.drain(..) {
             lost.bytes.erase().await?;

@@ -194,7 +194,7 @@ impl Partition {
         if let Some(clean) = &mut record.clean
             && count == segments.len()
         {
-            clean.size = 0;
+            (clean.size, clean.since) = (0, None);
         }
         change.put(Table::Partitions, &self.id.key.bytes(), &record);
         self.context.catalog.submit(change).await?;
@@ -229,7 +229,8 @@ impl Partition {
         let log_end = self.progress.lock().log_end;
         let last = self.log.read().segments.last().cloned();
         let size = last.as_ref().map_or(0, |segment| segment.end().size);
-        let clean = Clean { end: log_end, size, first_open: appender.producers.first_open() };
+        let since = appender.active.as_ref().and_then(|active| active.since);
+        let clean = Clean { end: log_end, size, first_open: appender.producers.first_open(), since };
         let torn = std::mem::take(&mut appender.torn);
         if let Some(active) = appender.active.take() {
             if torn {

@@ -286,6 +286,18 @@ impl VolumeSegment {
 }
 
 impl SegmentBytes for VolumeSegment {
+    fn begin(&self) -> Io<'_, ()> {
+        Box::pin(async {
+            let _only = self.growth.lock().await;
+            if self.dead.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
+            let mut change = Change::new();
+            change.put(Table::Segments, &self.key.bytes(), &*self.record.read());
+            self.home.catalog.submit(change).await
+        })
+    }
+
     fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()> {
         let enough = room(&self.record.read().extents) >= end;
         Box::pin(async move {

@@ -61,9 +61,12 @@ fn records_are_deleted_up_to_an_offset_for_good() {
     }
 }
 
+/// Of each key the offset of its last record, and what that says.
+pub type Table = BTreeMap<String, (i64, Option<String>)>;
+
 /// What a key's last record says, by reading the whole log; checks on the way that offsets rise.
-async fn table(log: &Partition) -> BTreeMap<String, (i64, Option<String>)> {
-    let mut table = BTreeMap::new();
+pub async fn table(log: &Partition) -> Table {
+    let mut table = Table::new();
     let end = log.offsets().log_end;
     let (mut at, mut last) = (log.offsets().log_start, -1);
     while at < end {
