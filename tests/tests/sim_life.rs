@@ -21,10 +21,11 @@ use tests::sim::array::{BITMAP, DATA, Holders, Rig, SUPERBLOCK, Shape};
 use tests::sim::bugs::{Bug, Plant};
 use tests::sim::clients::{Step, Workload};
 use tests::sim::orders::{Order, is_refusal};
-use tests::sim::{CutStyle, Fault, Rng, SECTOR, for_seeds};
+use tests::sim::{CutStyle, Fault, Rng, SECTOR, SimDiskOptions, for_seeds};
 
 fn template(layout: Layout, members: usize) -> Rig {
-    Rig::create(Shape { chunks: 12, region: 8192, blanks: 2, ..Shape::small(layout, members) }, 1)
+    let disks = SimDiskOptions { instant: 300, ..SimDiskOptions::default() };
+    Rig::create(Shape { chunks: 12, region: 8192, blanks: 2, disks, ..Shape::small(layout, members) }, 1)
 }
 
 /// What an administrator does next. Where disks are made to fail (`victims`), only those slots are touched: of the

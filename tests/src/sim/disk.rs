@@ -37,6 +37,8 @@ pub struct SimDiskOptions {
     pub latency: Range<u64>,
     /// Of 1000 operations, how many take twenty times as long.
     pub stragglers: u64,
+    /// Of 1000 reads and writes that would rather not wait, how many need not. Those fail at times, too.
+    pub instant: u64,
     /// Of 1000 unflushed sectors at a power cut, how many tear inside.
     pub torn: u64,
     /// Of 1000 unflushed sectors at a power cut, how many can't be read afterwards.
@@ -46,15 +48,15 @@ pub struct SimDiskOptions {
 impl Default for SimDiskOptions {
     /// Sectors are written whole or not at all, as disks promise and most engines assume.
     fn default() -> Self {
-        Self { latency: 20..2000, stragglers: 20, torn: 0, unreadable: 0 }
+        Self { latency: 20..2000, stragglers: 20, instant: 0, torn: 0, unreadable: 0 }
     }
 }
 
 impl SimDiskOptions {
-    /// The disk of `facts`: unflushed sectors may also tear or become unreadable.
+    /// The disk of `facts`: unflushed sectors may also tear or become unreadable. Some operations are done at once.
     #[must_use]
     pub fn harsh() -> Self {
-        Self { torn: 30, unreadable: 30, ..Self::default() }
+        Self { torn: 30, unreadable: 30, instant: 500, ..Self::default() }
     }
 }
 
@@ -403,6 +405,25 @@ impl SimDisk {
             _ => "",
         };
         format!("{}: {stable}{} of {} bytes at {}", self.name, asked.operation, asked.len, asked.at)
+    }
+
+    /// Whether some operations are done at once.
+    pub(super) fn is_instant(&self) -> bool {
+        self.options.instant > 0
+    }
+
+    /// Does an operation where it stands, if chance allows that; answers what it gave, and what to note of it.
+    pub(super) fn at_once(&self, request: Request) -> Option<(BytesMut, [u64; 5])> {
+        {
+            let mut state = self.state.lock();
+            if state.hangs || !state.rng.one_in(self.options.instant, 1000) {
+                return None;
+            }
+        }
+        let (reply, mut answer) = oneshot::channel();
+        let (number, _, note) = self.accept(request, reply);
+        self.complete(number)?;
+        Some((answer.try_recv().ok()?.ok()?, note))
     }
 
     /// Takes an operation in: its number, its latency (`None`: never completes), and what to note of it.

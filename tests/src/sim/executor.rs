@@ -509,6 +509,15 @@ impl Link {
         self.shared.tell(Moment::Boundary);
     }
 
+    /// Counts an operation that was done where it stood.
+    pub(super) fn done(&self, what: &[u64]) {
+        let mut core = self.shared.core.lock();
+        core.note(what);
+        core.boundary();
+        drop(core);
+        self.shared.tell(Moment::Boundary);
+    }
+
     /// Whether the machine still runs the boot of this handle.
     pub(super) fn alive(&self) -> bool {
         let core = self.shared.core.lock();

@@ -43,6 +43,16 @@ impl Plugged {
         })
     }
 
+    /// Does it in the call, or says that it was not done, or not surely.
+    fn at_once(&self, request: Request) -> Option<BytesMut> {
+        if !self.is_instant() || request.check(self.size()).is_err() || !self.link.alive() {
+            return None;
+        }
+        let (answer, note) = self.disk.at_once(request)?;
+        self.link.done(&note);
+        Some(answer)
+    }
+
     fn submit_unit(&self, request: Request) -> Io<'static, ()> {
         let outcome = self.submit(request);
         Box::pin(async { outcome.await.map(drop) })
@@ -77,6 +87,23 @@ impl Device for Plugged {
 
     fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
         self.submit_unit(Request::Write { at, data, durability })
+    }
+
+    fn is_instant(&self) -> bool {
+        self.disk.is_instant()
+    }
+
+    fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
+        let answer = self.at_once(Request::Read { at, buf: BytesMut::zeroed(buf.len()) });
+        answer.is_some_and(|bytes| {
+            buf.copy_from_slice(&bytes);
+            true
+        })
+    }
+
+    fn write_now(&self, at: u64, data: &[u8]) -> bool {
+        let data = Bytes::copy_from_slice(data);
+        self.at_once(Request::Write { at, data, durability: Durability::Cached }).is_some()
     }
 
     fn flush(&self) -> Io<'_, ()> {
