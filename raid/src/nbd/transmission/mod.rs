@@ -1,10 +1,16 @@
 //! The transmission phase of one connection: requests in, replies out.
 //!
 //! One task drives everything of a connection: it receives, starts operations, collects those that completed, and
-//! sends. Cost: a receive brings as many requests as the client has sent (one `recv` into 128 KiB), each operation is
-//! polled once where it stands (a cached read is answered without leaving the thread), and all replies that are ready
-//! leave in one `writev`. Small payloads stay where they were received; large ones are received into their own
-//! page-aligned buffer. No locks; one boxed future a request. A reply's payload is the buffer the device filled.
+//! sends. Cost: a receive brings as many requests as the client has sent (one `recv` into 128 KiB), small ones that need
+//! not wait are done where they stand ([`Device::read_now`](crate::device::Device::read_now) and `write_now`: no
+//! allocation but a read's buffer), any other is a boxed future that is polled once at once, and all replies that are
+//! ready leave in one `writev`. Small payloads stay where they were received; large ones are received into their own
+//! page-aligned buffer. No locks. A reply's payload is the buffer the device filled.
+//!
+//! Counted on files in memory, four members near-2, 4 KiB at depth 32 over one connection, for each request: write 2
+//! `pwrite`, 0.04 to 0.07 `recv` and `writev` each (2 more `lseek`, about 12 allocations and twice the time in our own
+//! code before there was `write_now`); read 1 `pread`, 0.07 to 0.15 `recv`, `writev` and `epoll_wait` each. Of the
+//! time of a write nine tenths are the kernel's.
 //!
 //! The rooms, in the order in which a request passes them: `receive` (bytes become requests), `admit` (the one check),
 //! `memory` (what a request takes), `execute` (what the device is asked), `reply` (its bytes in each style), `send`.
