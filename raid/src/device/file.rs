@@ -441,10 +441,15 @@ impl Device for FileDevice {
         })
     }
 
-    /// Punching is fast where the file system can do it. What keeps its space, and what block devices do, may be slow.
+    /// Punching is fast where the file system can do it, and on a disk that knows of space it need not keep. What keeps
+    /// its space may be slow.
     fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
-        if mode != ZeroMode::MayPunch || !self.is_regular || self.mode == OpenMode::ReadOnly {
+        if mode != ZeroMode::MayPunch || self.mode == OpenMode::ReadOnly {
             return Box::pin(async { false });
+        }
+        if !self.is_regular {
+            let gives_back = *self.punches.get_or_init(|| gives_space_back(&self.file));
+            return Box::pin(async move { gives_back });
         }
         let file = Arc::clone(&self.file);
         Box::pin(async move {
@@ -507,14 +512,24 @@ fn can_punch(file: &File) -> bool {
 }
 
 /// What sysfs says of the disk that a file lies on, or that it is; `None` where that cannot be told.
-fn rotates(file: &File, is_regular: bool) -> Option<bool> {
+fn disk_says(file: &File, is_regular: bool, what: &str) -> Option<u64> {
     let stat = rustix::fs::fstat(file).ok()?;
     let device = if is_regular { stat.st_dev } else { stat.st_rdev };
     let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     // A partition has no queue of its own; its disk's lies one level up.
-    let told =
-        ["queue", "../queue"].map(|queue| std::fs::read_to_string(format!("{dir}/{queue}/rotational")));
-    told.into_iter().flatten().next().map(|text| text.trim() == "1")
+    let told = ["queue", "../queue"].map(|queue| std::fs::read_to_string(format!("{dir}/{queue}/{what}")));
+    told.into_iter().flatten().next()?.trim().parse().ok()
+}
+
+fn rotates(file: &File, is_regular: bool) -> Option<bool> {
+    disk_says(file, is_regular, "rotational").map(|told| told == 1)
+}
+
+/// Whether a disk zeroes by itself, and knows of space that is not used: one that only does the first writes it all, too.
+fn gives_space_back(disk: &File) -> bool {
+    ["discard_max_bytes", "write_zeroes_max_bytes"]
+        .iter()
+        .all(|limit| disk_says(disk, false, limit).is_some_and(|most| most > 0))
 }
 
 /// Whether a file consists of one hole: it has never been written to and reads as zeroes. `false` where that cannot be

@@ -507,9 +507,10 @@ impl Device for Volume {
         })
     }
 
-    /// Zeroes the range with holes, on all legs alike: a plain discard may leave each leg something else.
+    /// Zeroes the range with holes, on all legs alike: a plain discard may leave each leg something else. Where a member
+    /// has none, so that zeroes would be written, nothing is done: gigabytes of that would help nobody.
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
-        self.change(Operation::Discard, at, Change::Zeroes(len, ZeroMode::MayPunch), Durability::Cached)
+        self.change(Operation::Discard, at, Change::Discard(len), Durability::Cached)
     }
 
     fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()> {

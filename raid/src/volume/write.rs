@@ -36,13 +36,15 @@ pub(crate) enum Change {
     Data(Bytes),
     /// Zeroes, so many.
     Zeroes(u64, ZeroMode),
+    /// So many bytes are of no use any more: holes, or what there was where a member would have to write zeroes for them.
+    Discard(u64),
 }
 
 impl Change {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Data(data) => data.len() as u64,
-            Self::Zeroes(len, _) => *len,
+            Self::Zeroes(len, _) | Self::Discard(len) => *len,
         }
     }
 }
@@ -87,6 +89,10 @@ impl Inner {
         let range = self.blocks(at, change.len());
         let _lock = self.locks.lock(range.clone()).await;
         self.refuse_if_lost()?;
+        if matches!(change, Change::Discard(_)) && !self.zeroes_fast(ZeroMode::MayPunch).await {
+            // Nobody is promised zeroes. Untouched, all legs stay as equal as they were.
+            return Ok(());
+        }
         let _tracked: Tracked<'_> = self.prepare(&range).await?;
         let failure = self.change_legs(at, &change, durability).await;
         if failure.is_some() {
@@ -132,9 +138,13 @@ impl Inner {
         let roster = self.roster();
         let legs = match change {
             Change::Data(data) => data_legs(&roster, at, data),
-            Change::Zeroes(len, _) => zero_legs(&roster, at, *len),
+            Change::Zeroes(len, _) | Change::Discard(len) => zero_legs(&roster, at, *len),
         };
-        let mode = if let Change::Zeroes(_, mode) = change { *mode } else { ZeroMode::Allocate };
+        let mode = match change {
+            Change::Zeroes(_, mode) => *mode,
+            Change::Discard(_) => ZeroMode::MayPunch,
+            Change::Data(_) => ZeroMode::Allocate,
+        };
         let orders = legs.iter().map(|leg| (leg.member, leg.order(mode, durability))).collect();
         let answers = self.ask_all(orders).await;
         let outcomes: Vec<(Leg<'_>, Result<BytesMut>)> = legs.into_iter().zip(answers).collect();

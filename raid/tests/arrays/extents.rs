@@ -2,12 +2,14 @@
 //! all that was never written or was given back, as far as file systems go.
 
 use crate::images::{Array, flip, pattern};
+use crate::odd::Odd;
 use bytes::Bytes;
 use raid::create::Bitmap;
 use raid::device::{Device, Durability, Extent, ZeroMode, buffer};
 use raid::orders::MemberName;
 use raid::volume::Volume;
 use std::ops::Range;
+use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -85,6 +87,32 @@ async fn what_was_never_written_is_known_without_a_look_and_what_was_given_back_
         let volume = array.start().await;
         assert!(volume.blank(0, size).len() > 1, "{shape}");
         assert_eq!(all(&volume, 0..size).await, [(0..size, true)], "{shape}: after a restart");
+        array.stop(volume).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_back_costs_nothing_where_a_member_would_write_zeroes_for_it() {
+    for holeless in [0, 1] {
+        let array = Array::new("n2", &[MEMBER; 2], CHUNK, Bitmap::STANDARD).await;
+        let mut members = array.devices();
+        members[holeless] = Odd::new(Arc::clone(&members[holeless]), false);
+        let volume = array.start_with(members).await;
+        write(&volume, 0, 8 * CHUNK).await;
+        volume.discard(CHUNK, 4 * CHUNK).await.unwrap();
+        assert!(volume.discard(volume.size(), 1).await.is_err());
+        // Neither member has changed: they hold the same still, and each what was written.
+        let content = pattern(1, 8 * CHUNK);
+        for copy in 0..2 {
+            let read = volume.read_copy(0, buffer(content.len()), copy).await.unwrap();
+            assert!(read == content, "member {holeless} has no holes, copy {copy}");
+        }
+        // Zeroes that were promised are written.
+        volume.write_zeroes(CHUNK, CHUNK, ZeroMode::MayPunch, Durability::Cached).await.unwrap();
+        for copy in 0..2 {
+            let read = volume.read_copy(CHUNK, buffer(CHUNK as usize), copy).await.unwrap();
+            assert!(read.iter().all(|byte| *byte == 0), "copy {copy}");
+        }
         array.stop(volume).await;
     }
 }

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod images;
+mod odd;
 
 mod copies;
 mod extents;
 mod grow;
+mod order;
 mod scrub;

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Io, Piece, ZeroMode};
 use raid::error::Error;
-use raid::runtime::Runtime;
+use raid::runtime::{BoxFuture, Runtime};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -218,6 +218,10 @@ impl Device for Buggy {
             Bug::IgnoreStable => self.inner.write_zeroes(at, len, mode, Durability::Cached),
             _ => self.inner.write_zeroes(at, len, mode, durability),
         }
+    }
+
+    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+        self.inner.zeroes_fast(mode)
     }
 
     fn copies(&self) -> usize {

@@ -5,6 +5,7 @@ use super::executor::Link;
 use bytes::{Bytes, BytesMut};
 use raid::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use raid::error::Operation;
+use raid::runtime::BoxFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -116,6 +117,10 @@ impl Device for Plugged {
 
     fn write_zeroes(&self, at: u64, len: u64, _mode: ZeroMode, durability: Durability) -> Io<'_, ()> {
         self.submit_unit(Request::Zero { at, len, durability })
+    }
+
+    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+        Box::pin(async move { mode == ZeroMode::MayPunch })
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
