@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Extent, FileDevice, Io, OpenMode, Piece, ZeroMode};
 use raid::error::{Error, Operation};
-use raid::nbd::transmission::{Ended, Pool};
+use raid::nbd::transmission::{Ended, Pool, Siblings};
 use raid::nbd::wire::{
     self, ALLOCATION_CONTEXT, Chunk, ChunkHeader, ClientOption, Command, DONE, ExportQuery, MetaQuery,
     OPTION_REPLY_MAGIC, Request, SIMPLE_REPLY_LEN, SimpleReply, Style,
@@ -19,7 +19,7 @@ use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -135,21 +135,32 @@ impl Serving {
     pub fn adopted(
         &self,
         first: impl FnOnce(&mut Client),
-    ) -> (Client, watch::Sender<bool>, std::sync::mpsc::Receiver<Ended>) {
+    ) -> (Client, watch::Sender<bool>, mpsc::Receiver<Ended>) {
+        self.adopted_among(&Arc::default(), first)
+    }
+
+    /// The same, as one of several connections of a client.
+    #[must_use]
+    pub fn adopted_among(
+        &self,
+        siblings: &Arc<Siblings>,
+        first: impl FnOnce(&mut Client),
+    ) -> (Client, watch::Sender<bool>, mpsc::Receiver<Ended>) {
         let device = Arc::clone(&self.gate) as Arc<dyn Device>;
         let export = Export { name: "gate".to_owned(), description: String::new(), device, read_only: false };
         let session = Session { export: Arc::new(export), style: Style::Simple, allocation: false };
         let (client, ours) = UnixStream::pair().expect("there are sockets");
         client.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
         ours.set_nonblocking(true).expect("a socket can be made so");
+        let line = siblings.join(ours.try_clone().expect("it can have two names").into());
         let mut client = Client::over(client);
         first(&mut client);
         let (stop, stopping) = watch::channel(false);
-        let (done, wait) = std::sync::mpsc::channel();
+        let (done, wait) = mpsc::channel();
         self.runtime.spawn(async move {
             let stream = tokio::net::UnixStream::from_std(ours).expect("within the runtime");
             let timing = Limits::standard().timing;
-            let ended = adopt(stream, session, Arc::new(Pool::new(0)), timing, stopping).await;
+            let ended = adopt(stream, session, Arc::new(Pool::new(0)), timing, stopping, line).await;
             if done.send(ended).is_err() {
                 eprintln!("the connection ended when the test no longer waited");
             }
@@ -158,8 +169,8 @@ impl Serving {
     }
 
     /// Announces the stop on a thread of its own and gives what waits for it.
-    pub fn begin_stop(&mut self) -> std::sync::mpsc::Receiver<()> {
-        let (done, wait) = std::sync::mpsc::channel();
+    pub fn begin_stop(&mut self) -> mpsc::Receiver<()> {
+        let (done, wait) = mpsc::channel();
         let server = self.server.take().expect("stopped once");
         self.runtime.spawn(async move {
             server.stop().await;
@@ -388,6 +399,8 @@ pub struct Gate {
     inner: FileDevice,
     open: Semaphore,
     asked: Mutex<Vec<&'static str>>,
+    /// Has the thread that asks for the next write stand still before anything else: tells, and waits to be told.
+    standstill: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
     /// What it says beyond what the file says.
     pub pretence: Mutex<Pretence>,
 }
@@ -408,7 +421,16 @@ pub struct Pretence {
 impl Gate {
     fn around(inner: FileDevice) -> Self {
         let (asked, pretence) = (Mutex::default(), Mutex::default());
-        Self { inner, open: Semaphore::new(Semaphore::MAX_PERMITS), asked, pretence }
+        let (open, standstill) = (Semaphore::new(Semaphore::MAX_PERMITS), Mutex::default());
+        Self { inner, open, asked, standstill, pretence }
+    }
+
+    /// The thread that asks for the next write stands still before it is heard: gives what tells of that, and what it
+    /// waits for.
+    pub fn stand_still(&self) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+        let ((tell, told), (go_on, wait)) = (mpsc::channel(), mpsc::channel());
+        *self.standstill.lock() = Some((tell, wait));
+        (told, go_on)
     }
 
     /// From now on operations wait.
@@ -462,6 +484,11 @@ impl Device for Gate {
     }
 
     fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
+        let standstill = self.standstill.lock().take();
+        if let Some((tell, wait)) = standstill {
+            tell.send(()).expect("the test waits for it");
+            wait.recv().expect("the test lets it go on");
+        }
         self.asked.lock().push(if durability == Durability::Stable { "write stable" } else { "write" });
         Box::pin(async move {
             self.pass().await;

@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use raid::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use raid::error::Operation;
 use raid::nbd::handshake::{Handshake, MAX_OPTIONS, Progress};
-use raid::nbd::transmission::{AtStop, Pool, Stop, Timing, run};
+use raid::nbd::transmission::{Pool, Stop, Timing, run};
 use raid::nbd::wire::{Chunk, ChunkHeader, DONE, OPTION_REPLY_MAGIC, SIMPLE_REPLY_LEN, SimpleReply, Style};
 use raid::nbd::{Export, Exports, Session, Tls};
 use std::ops::Range;
@@ -87,7 +87,7 @@ pub fn transmission(input: &[u8]) {
         let session = Session { export, style, allocation: first & 4 != 0 && style >= Style::Structured };
         let pool = Arc::new(Pool::new(0));
         let timing = Timing { stall: Duration::from_secs(10), drain: Duration::from_secs(10) };
-        let stop = Stop { announced: Box::pin(std::future::pending()), unstarted: AtStop::Refuse };
+        let stop = Stop { announced: Box::pin(std::future::pending()), line: None };
         let serving = async move { run(&mut server, BytesMut::new(), session, pool, timing, stop).await };
         let sending = async move {
             // The server hangs up where it likes.

@@ -16,6 +16,15 @@ wait $server
 members="/tmp/a.img /tmp/b.img" serve
 small=$server
 
+# A third one, on a file system that can be frozen: then its members do not answer, and its server lives.
+/tools/mke2fs -q -t ext4 -F /dev/drive/disk4.img
+mkdir /members
+mount -t ext4 /dev/drive/disk4.img /members
+raid10 create /members/a.img /members/b.img --size 24M --name slow
+members="/members/a.img /members/b.img" serve
+slow=$server
+raid10 attach slow --device /dev/nbd2
+
 echo "== busy disks, and disks that are none"
 raid10 attach small --device /dev/nbd1
 echo RESULT small $(attached small)
@@ -25,7 +34,8 @@ refuse "/dev/nbd99999999: Invalid argument; \`dmesg\` says why" raid10 attach vo
 echo "== a disk"
 raid10 attach vol --device /dev/nbd0
 echo RESULT attached $(attached vol)
-echo RESULT queue $(cat /sys/block/nbd0/queue/write_cache), fua $(cat /sys/block/nbd0/queue/fua)
+queue() { cat /sys/block/nbd$1/queue/$2; }
+echo RESULT queue $(queue 0 write_cache), fua $(queue 0 fua), discards of $(queue 0 discard_max_bytes)
 refuse "attached at /dev/nbd0 already" raid10 attach vol
 # Looked for in another place, its server lives all the same.
 mkdir /tmp/elsewhere
@@ -57,7 +67,7 @@ echo RESULT unmounted $(grep -c ' /mnt ' /proc/mounts) $(ls -A /mnt)
 echo "== a disk grows"
 truncate -s 40M /tmp/a.img /tmp/b.img
 raid10 grow small
-echo RESULT grown $(raid10 status small --json | sed -n 's/^  "size": \([0-9]*\),$/\1/p') $(blockdev --getsize64 /dev/nbd1)
+echo RESULT grown $(raid10 status small --json | sed -n 's/^  "size": \([0-9]*\),$/\1/p') $(blockdev --getsize64 /dev/nbd1) $(queue 1 discard_max_bytes)
 
 echo "== a server dies under a mounted file system"
 raid10 attach vol --mount /mnt
@@ -81,6 +91,13 @@ member=/dev/drive/disk0.img
 kill -STOP $small
 dd if=/dev/urandom of=/dev/nbd1 bs=64k count=16 oflag=direct 2>/tmp/stopped &
 stopped=$!
+# Nor do the members of the third.
+dd if=/dev/urandom of=/tmp/frozen bs=64k count=16
+fsfreeze --freeze /members
+dd if=/tmp/frozen of=/dev/nbd2 bs=64k oflag=direct 2>/tmp/write &
+write=$!
+blkdiscard -o 4194304 -l 8388608 /dev/nbd2 2>/tmp/discard &
+discard=$!
 # It dies with requests under way, sooner or later after a stop.
 kill -STOP $vol
 sleep 2
@@ -99,6 +116,15 @@ at_least $((before + 10))
 sleep 5
 kill -CONT $small
 wait $stopped && echo RESULT stopped ok || cat /tmp/stopped
+# Given up by the driver, connections are replaced, though what was begun on them still waits for the members.
+n=0; until grep -q "/dev/nbd2 has its connections again" /tmp/serve.log; do n=$((n + 1)); [ $n -lt 120 ] || exit 1; sleep 1; done
+kill -0 $write
+fsfreeze --unfreeze /members
+wait $write && wait $discard && echo RESULT thawed ok || cat /tmp/write /tmp/discard
+dd if=/dev/nbd2 bs=64k count=16 iflag=direct | cmp - /tmp/frozen
+raid10 detach slow
+raid10 stop slow
+wait $slow
 touch /tmp/enough
 wait $writer
 echo RESULT written $(cat /tmp/errors 2>/dev/null || echo all)

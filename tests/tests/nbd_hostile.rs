@@ -5,6 +5,7 @@ use raid::nbd::Limits;
 use raid::nbd::transmission::{Ended, MAX_REQUESTS, Timing};
 use raid::nbd::wire::{ClientOption, ExportQuery, OptionHeader, SimpleReply};
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tests::nbd::{MAX, SIZE, Serving};
 use tests::process::eventually;
@@ -524,6 +525,35 @@ fn an_adopted_connection_begins_nothing_for_a_client_that_has_hung_up() {
     });
     assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(Ended::HungUp));
     assert_eq!(serving.gate.asked(), Vec::<&str>::new());
+}
+
+/// A server that stands still just when it has seen that its client is there, for longer than that has patience: what it
+/// does when it goes on may not come after what the client has had done elsewhere meanwhile.
+#[test]
+fn what_was_left_behind_in_a_server_that_stood_still_is_not_done_late() {
+    let serving = Serving::start();
+    let siblings = Arc::default();
+    let (told, go_on) = serving.gate.stand_still();
+    let (mut first, _stop, ended) = serving.adopted_among(&siblings, |_| {});
+    let (mut second, _stop, _) = serving.adopted_among(&siblings, |_| {});
+    // What is only read waits for nobody, nor does a change beside a connection that lives.
+    first.ask(WRITE, 0, 1, 0, 4);
+    first.put(b"old!");
+    told.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(second.read(8192, 4), [0; 4]);
+    second.write(4096, b"else");
+    first.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    second.ask(WRITE, 0, 2, 0, 4);
+    second.put(b"old!");
+    second.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(second.stream.read(&mut [0; 1]).is_err(), "answered past the one that was left behind");
+    assert_eq!(serving.gate.asked(), ["read", "write"]);
+    second.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    go_on.send(()).unwrap();
+    second.expect(2, 0);
+    second.write(0, b"new!");
+    assert!(ended.recv_timeout(Duration::from_secs(30)).is_ok());
+    assert_eq!(serving.gate.asked(), ["read", "write", "write", "write", "write"]);
 }
 
 /// Told apart, since the one is the end of a kernel's disk, and the other is not.

@@ -7,7 +7,9 @@
 //! last process lets it go. A disk of the NBD driver waits for the next server ([`Attachment::waiting`]), and is undone
 //! without one only if asked for: then its requests fail first, so that unmounting waits for none.
 
-use super::kernel::{BlockDevice, Mounted, failed, loops_over, mounts, openers, our_nbd_disks};
+use super::kernel::{
+    BlockDevice, Mounted, bound_discards, failed, loops_over, mounts, openers, our_nbd_disks,
+};
 use super::kernel_disk::parse_backend;
 use super::netlink::Driver;
 use super::{AttachError, FILE_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown, Way};
@@ -250,6 +252,7 @@ impl Attachment {
                     let refused = |errno| AttachError::Nbd { device: path.display().to_string(), errno };
                     let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
                     driver.resize(*number, backend, size).map_err(refused)?;
+                    bound_discards(*number);
                 }
             }
         }

@@ -192,6 +192,19 @@ fn nbd_disk_in(home: &Path, number: u32) -> Option<NbdDisk> {
     })
 }
 
+/// Bytes of one discard on a disk of the kernel's NBD driver; some hundreds are under way at a time at most. The driver
+/// itself knows no limit but 4 GiB.
+const MOST_DISCARD: u64 = 64 << 20;
+
+/// Bounds what the kernel asks a disk of its NBD driver to discard at a time. A change of its size may undo that, on
+/// kernels before 6.9: it is to be done again then.
+pub(super) fn bound_discards(number: u32) {
+    let limit = format!("{DEVICES}/nbd{number}/queue/discard_max_bytes");
+    if let Err(error) = fs::write(&limit, MOST_DISCARD.to_string()) {
+        tracing::warn!("a discard on /dev/nbd{number} may take long: cannot write {limit}: {error}");
+    }
+}
+
 /// The processes that have a device open, as far as this one may see: `NAME (PID)`.
 pub(super) fn openers(device: &Path) -> Vec<String> {
     let mut found = Vec::new();

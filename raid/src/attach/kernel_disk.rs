@@ -7,31 +7,41 @@
 //! The disk outlives the server. When the server dies, its sockets close, and the driver keeps what is asked of the disk
 //! until [`PATIENCE`] is over: the next server takes the disk over with fresh sockets ([`KernelDisk::take_over`]), and
 //! nobody above has seen an error. What was under way is asked again once it is [`REQUEST_TIMEOUT`] old. Asked twice, it
-//! must not be done late: an operation that a connection has left behind holds its range lock to its end, so the second
-//! comes after it; what was sent and not begun when the driver hung up is dropped; and a member is not open in two
-//! servers. (What remains: a process that stands still for that long just between that look and the range lock.)
+//! must not be done late, over what was written since. Within one server the connections see to that ([`Siblings`]);
+//! and a member is not open in two servers.
 //!
 //! The driver gives up a connection with a request that old on a server that lives, too, since it cannot tell a slow disk
-//! from a dead server. So a keeper puts a fresh one in the place of each that breaks; it ends with the disk.
+//! from a dead server. So a keeper puts a fresh one in the place of each that the driver has left, though what was begun
+//! on that one still runs, for as long as a member hangs; it ends with the disk. Without it, the last of the connections
+//! would go in time, and with it the disk.
+//!
+//! That saves what is slow now and then. What is slow each time would be asked again for ever, so nothing that the driver
+//! may ask takes that long on members that work: a discard is bounded ([`bound_discards`]) and costs nothing where members
+//! would have to write zeroes for it; to write zeroes is not offered to the driver at all, and then it writes them itself,
+//! as much at a time as of anything else. (Flags cannot be changed while the disk stands, and members may: one that is
+//! fast at it may be replaced by one that is not. A queue's limit for zeroes cannot be set.)
 //!
 //! Invariants: the driver's ends are open here only while it is told of them. No other client takes memory from these
-//! connections: their pool is their own.
+//! connections: their pool is their own. At most [`MOST_UNDEAD`] connections beyond those that live are there.
 
 use super::AttachError;
-use super::kernel::{NbdDisk, nbd_disk};
+use super::kernel::{NbdDisk, bound_discards, nbd_disk};
 use super::netlink::{Driver, NewDisk};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nbd::server::SEND_BUFFER;
-use crate::nbd::transmission::{Ended, Pool};
-use crate::nbd::wire::Style;
+use crate::nbd::transmission::{Ended, Pool, Siblings};
+use crate::nbd::wire::{Style, transmission_flags};
 use crate::nbd::{Export, Limits, Session, adopt};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -47,6 +57,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
 const BLOCK: u64 = 512;
 /// Bytes in flight that the connections share.
 const SHARED_BYTES: u32 = 64 << 20;
+/// Connections that the driver has left and on which something still runs: each holds a little memory. Where there are so
+/// many, no fresh ones are made until a member goes on; that is after twenty minutes or so of hanging.
+const MOST_UNDEAD: usize = 64;
 /// After a connection broke, the next is made so much later at first, and at most. The driver must have noticed, too.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -94,7 +107,7 @@ impl KernelDisk {
         let driver = driver()?;
         let (size, name) = (device.size(), backend(volume, device.name()));
         let session = session(device, read_only);
-        let flags = session.export.transmission_flags(session.style, session.allocation);
+        let flags = offered(&session);
         let wanted = NewDisk {
             number,
             size,
@@ -105,7 +118,7 @@ impl KernelDisk {
             backend: &name,
         };
         let lines = Lines::new(session);
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::default();
         let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
         let begun = Instant::now();
         let number = loop {
@@ -122,6 +135,7 @@ impl KernelDisk {
             driver.disconnect(number).map_err(|errno| refused(Some(number), errno))?;
             return Err(AttachError::OldNbd.into());
         }
+        bound_discards(number);
         Ok(Self::kept(number, name, lines, connections, io))
     }
 
@@ -144,20 +158,21 @@ impl KernelDisk {
         }
         let size = device.size();
         let lines = Lines::new(session(device, read_only));
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::default();
         let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
         driver.reconnect(number, &backend, &theirs).map_err(refused)?;
         drop(theirs);
         let disk = Self::kept(number, backend.clone(), lines, connections, io);
         // Only now: the driver may wait for what is under way before it changes the size.
         let resized = if size == was { Ok(()) } else { driver.resize(number, &backend, size) };
+        bound_discards(number);
         let warning = resized.err().map(|errno| {
             format!("/dev/nbd{number} is still {was} bytes large, and its volume {size}: {}", refused(errno))
         });
         Ok((disk, warning))
     }
 
-    fn kept(number: u32, backend: String, lines: Lines, connections: JoinSet<Ended>, io: &Handle) -> Self {
+    fn kept(number: u32, backend: String, lines: Lines, connections: Connections, io: &Handle) -> Self {
         let stop = lines.stop.clone();
         let keeper = io.spawn(Keeper { number, backend, lines, connections }.keep());
         Self { number, stop, keeper }
@@ -229,20 +244,54 @@ fn session(device: Arc<dyn Device>, read_only: bool) -> Session {
     Session { export: Arc::new(export), style: Style::Simple, allocation: false }
 }
 
+/// What the driver is told it may ask: nothing that is slow on some members, see the head.
+fn offered(session: &Session) -> u16 {
+    let all = session.export.transmission_flags(session.style, session.allocation);
+    all & !(transmission_flags::SEND_WRITE_ZEROES | transmission_flags::SEND_FAST_ZERO)
+}
+
+/// The connections of one disk.
+#[derive(Debug, Default)]
+struct Connections {
+    /// Those that are served: something runs on them, or may.
+    served: JoinSet<Ended>,
+    /// Those that the driver has not left.
+    live: JoinSet<()>,
+}
+
+/// A socket that is watched for nothing but its end, and for urgent data, which is never sent here: what is received wakes
+/// nobody. Must be called within a tokio runtime.
+#[expect(
+    deprecated,
+    reason = "what is asked for instead is unsafe, for types whose descriptor may change; an owned one is not of them"
+)]
+fn watched(socket: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, Interest::PRIORITY)
+}
+
+/// Waits until either end of a connection has shut it down both ways.
+async fn hung_up(socket: AsyncFd<OwnedFd>) {
+    if let Err(error) = socket.ready(Interest::PRIORITY).await {
+        tracing::debug!("a connection of the kernel's NBD driver is no longer watched: {error}");
+    }
+}
+
 /// What connections of one disk are made with.
 struct Lines {
     session: Session,
     pool: Arc<Pool>,
+    siblings: Arc<Siblings>,
     stop: watch::Sender<bool>,
 }
 
 impl Lines {
     fn new(session: Session) -> Self {
-        Self { session, pool: Arc::new(Pool::new(SHARED_BYTES)), stop: watch::Sender::new(false) }
+        let (pool, stop) = (Arc::new(Pool::new(SHARED_BYTES)), watch::Sender::new(false));
+        Self { session, pool, siblings: Arc::default(), stop }
     }
 
     /// Makes connections, which are served from now on, and gives the driver's ends.
-    fn open(&self, count: usize, connections: &mut JoinSet<Ended>, io: &Handle) -> Result<Vec<UnixStream>> {
+    fn open(&self, count: usize, connections: &mut Connections, io: &Handle) -> Result<Vec<UnixStream>> {
         let _within = io.enter();
         let timing = Limits::standard().timing;
         let mut theirs = Vec::with_capacity(count);
@@ -254,9 +303,12 @@ impl Lines {
                 set_socket_send_buffer_size(end, SEND_BUFFER).map_err(|errno| refused(None, errno))?;
             }
             ours.set_nonblocking(true).map_err(failed)?;
+            let another = || ours.as_fd().try_clone_to_owned();
+            let line = self.siblings.join(another().map_err(failed)?);
+            connections.live.spawn_on(hung_up(watched(another().map_err(failed)?).map_err(failed)?), io);
             let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
-            let (session, pool) = (self.session.clone(), Arc::clone(&self.pool));
-            connections.spawn_on(adopt(ours, session, pool, timing, self.stop.subscribe()), io);
+            let (session, pool, stop) = (self.session.clone(), Arc::clone(&self.pool), self.stop.subscribe());
+            connections.served.spawn_on(adopt(ours, session, pool, timing, stop, line), io);
             theirs.push(other);
         }
         Ok(theirs)
@@ -268,7 +320,7 @@ struct Keeper {
     number: u32,
     backend: String,
     lines: Lines,
-    connections: JoinSet<Ended>,
+    connections: Connections,
 }
 
 impl Keeper {
@@ -279,27 +331,33 @@ impl Keeper {
         let mut pause = FIRST_PAUSE;
         let mut mended = Instant::now();
         loop {
-            let lacking = CONNECTIONS.saturating_sub(self.connections.len());
+            let (served, live) = (self.connections.served.len(), self.connections.live.len());
+            let lacking = CONNECTIONS.saturating_sub(live);
+            let has_room = served < CONNECTIONS + MOST_UNDEAD;
             let due = tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop), if !over => {
                     over = true;
                     false
                 }
-                Some(ended) = self.connections.join_next() => {
+                Some(ended) = self.connections.served.join_next() => {
                     match ended {
                         Ok(Ended::ByClient | Ended::Stopped) => over = true,
                         _ if over => {}
                         Ok(ended) => tracing::warn!("a connection of /dev/nbd{} ended: {ended}", self.number),
                         Err(error) => tracing::error!("a connection of /dev/nbd{} died: {error}", self.number),
                     }
+                    false
+                }
+                // It is replaced, whatever still runs on it.
+                Some(_) = self.connections.live.join_next() => {
                     // Those that have held for long were no failure.
                     if mended.elapsed() > 2 * LONGEST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
                     false
                 }
-                () = tokio::time::sleep(pause), if lacking > 0 && !over => true,
+                () = tokio::time::sleep(pause), if lacking > 0 && has_room && !over => true,
                 else => return,
             };
             if !due {

@@ -12,7 +12,7 @@
 use super::handshake::{Exports, Handshake, Progress, Refused, Session};
 use super::listen::{Accepted, Listeners};
 use super::tls::Security;
-use super::transmission::{self, AtStop, Ended, Pool, Stop, Stream, Timing};
+use super::transmission::{self, Ended, Line, Pool, Stop, Stream, Timing};
 use bytes::BytesMut;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -260,22 +260,25 @@ async fn serve<S>(
     S: Stream,
 {
     let (pool, timing) = (Arc::clone(&house.pool), house.limits.timing);
-    transmit(stream, session, input, pool, timing, stopping, AtStop::Refuse).await;
+    transmit(stream, session, input, pool, timing, stopping, None).await;
 }
 
 /// Serves a connection that needs no handshake: both ends know what is served, and how ([`Session`]). Ends like any
-/// other, but what it has not taken in at the stop it leaves unanswered, for the next server.
+/// other, but what it has not taken in at the stop, or when its client hung up, it leaves unanswered: the client asks it
+/// of the next server, or of a sibling of this `line`. The device must make changes that overlap in the order in which
+/// they were first polled.
 pub async fn adopt<S>(
     stream: S,
     session: Session,
     pool: Arc<Pool>,
     timing: Timing,
     stopping: watch::Receiver<bool>,
+    line: Line,
 ) -> Ended
 where
     S: Stream,
 {
-    transmit(stream, session, BytesMut::new(), pool, timing, stopping, AtStop::Leave).await
+    transmit(stream, session, BytesMut::new(), pool, timing, stopping, Some(line)).await
 }
 
 async fn transmit<S>(
@@ -285,7 +288,7 @@ async fn transmit<S>(
     pool: Arc<Pool>,
     timing: Timing,
     mut stopping: watch::Receiver<bool>,
-    unstarted: AtStop,
+    line: Option<Line>,
 ) -> Ended
 where
     S: Stream,
@@ -295,8 +298,7 @@ where
         // The sender goes only with the server: the end of both is the same to a connection.
         drop(stopping.wait_for(|stop| *stop).await);
     });
-    let ended =
-        transmission::run(&mut stream, input, session, pool, timing, Stop { announced, unstarted }).await;
+    let ended = transmission::run(&mut stream, input, session, pool, timing, Stop { announced, line }).await;
     tracing::debug!("NBD client gone: {ended}");
     // What could be sent has been sent. Under TLS the farewell is a record of its own, which a client that takes
     // nothing any more would not take either.

@@ -57,6 +57,11 @@ pub(super) enum Admitted {
 }
 
 impl Admitted {
+    /// Whether it changes what the device holds.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. })
+    }
+
     /// Bytes of memory it takes until its reply is out.
     pub(super) fn charge(&self, payload: u32) -> u32 {
         let needed = match self {

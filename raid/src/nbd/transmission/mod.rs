@@ -13,7 +13,7 @@
 //! time of a write nine tenths are the kernel's.
 //!
 //! The rooms, in the order in which a request passes them: `receive` (bytes become requests), `admit` (the one check),
-//! `memory` (what a request takes), `execute` (what the device is asked), `reply` (its bytes in each style), `send`.
+//! `memory` (what a request takes), `siblings` (whose turn it is to begin changes, for clients that ask twice), `execute` (what the device is asked), `reply` (its bytes in each style), `send`.
 //!
 //! Invariants:
 //!
@@ -35,9 +35,11 @@ mod pipes;
 mod receive;
 mod reply;
 mod send;
+mod siblings;
 mod stream;
 
 pub use memory::{PRIVATE_BYTES, Pool, SHARED_BYTES_PER_CONNECTION};
+pub use siblings::{Line, Siblings};
 pub use stream::{Plain, Stream};
 
 use super::handshake::Session;
@@ -70,22 +72,13 @@ pub struct Timing {
     pub drain: Duration,
 }
 
-/// What becomes, after the stop was announced, of requests that have not been started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtStop {
-    /// They are refused (`ESHUTDOWN`), as the protocol has it.
-    Refuse,
-    /// They are left unanswered: a client that gives them to the next server, and its users no error before. So are
-    /// they once such a client has hung up, since it asks them on another connection then.
-    Leave,
-}
-
 /// When the server is to end, and how.
 pub struct Stop {
     /// Completes then.
     pub announced: BoxFuture<'static, ()>,
-    /// What becomes of requests that come later.
-    pub unstarted: AtStop,
+    /// Of a client that gives what was not answered to another connection or the next server, and its users no error
+    /// before: what comes later is left unanswered. Others are refused it (`ESHUTDOWN`), as the protocol has it.
+    pub line: Option<Line>,
 }
 
 /// How a connection ended.
@@ -133,7 +126,7 @@ where
         purse: Purse::new(pool),
         timing,
         stop: Some(stop.announced),
-        at_stop: stop.unstarted,
+        line: stop.line,
         deadline: None,
         stall: None,
         receiving: Receiving::Header,
@@ -157,7 +150,8 @@ struct Connection<'a, S> {
     timing: Timing,
     /// Completes when the server is to end; `None` once it has.
     stop: Option<BoxFuture<'static, ()>>,
-    at_stop: AtStop,
+    /// Out of here while a turn is made of it.
+    line: Option<Line>,
     /// Runs from the stop on: when the client's time is up.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Runs while replies do not move, and what `total_sent` was when it was set.

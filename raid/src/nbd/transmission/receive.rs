@@ -4,8 +4,9 @@ use super::super::wire::{self, Command, EXTENDED_REQUEST_LEN, Malformed, REQUEST
 use super::admit::{Admitted, admit};
 use super::memory::{Lease, MIN_CHARGE};
 use super::reply::{Refusal, Reply, To};
+use super::siblings::Turn;
 use super::stream::Stream;
-use super::{AtStop, Connection, Ended, MAX_REQUESTS};
+use super::{Connection, Ended, MAX_REQUESTS};
 use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
@@ -34,11 +35,18 @@ pub(super) enum Receiving {
 impl<S: Stream> Connection<'_, S> {
     /// Understands what has been received, starts what it asks for; whether anything was understood.
     pub(super) fn start_requests(&mut self, cx: &mut Context<'_>) -> bool {
+        let line = self.line.take();
+        let moved = self.start_in(&mut Turn::of(line.as_ref()), cx);
+        self.line = line;
+        moved
+    }
+
+    fn start_in(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         loop {
             let step = match self.receiving {
-                Receiving::Header => self.take_request(cx),
-                Receiving::Payload { .. } => self.take_payload(cx),
+                Receiving::Header => self.take_request(turn, cx),
+                Receiving::Payload { .. } => self.take_payload(turn, cx),
                 Receiving::Drain { .. } => self.take_refused_payload(),
                 Receiving::Closed(_) => false,
             };
@@ -64,11 +72,11 @@ impl<S: Stream> Connection<'_, S> {
     }
 
     /// Whether a whole request header was there and could be taken.
-    fn take_request(&mut self, cx: &mut Context<'_>) -> bool {
+    fn take_request(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> bool {
         if self.running.len() + self.replies.len() >= MAX_REQUESTS {
             return false;
         }
-        if self.stopping() && self.at_stop == AtStop::Leave {
+        if self.stopping() && turn.is_shared() {
             self.receiving = Receiving::Closed(Ended::Stopped);
             return true;
         }
@@ -82,10 +90,6 @@ impl<S: Stream> Connection<'_, S> {
         };
         if request.command == Command::Disconnect {
             self.receiving = Receiving::Closed(Ended::ByClient);
-            return true;
-        }
-        if self.is_deserted() {
-            self.abandon(Ended::HungUp);
             return true;
         }
         let style = self.session.style;
@@ -105,17 +109,28 @@ impl<S: Stream> Connection<'_, S> {
         let Poll::Ready(lease) = self.purse.poll_take(cx, admitted.charge(payload)) else { return false };
         self.input.advance(style.request_len());
         if payload > 0 {
-            self.begin_payload(cx, admitted, to, lease, payload as usize);
+            self.begin_payload(turn, cx, admitted, to, lease, payload as usize);
         } else {
-            self.start(cx, admitted, Bytes::new(), to, lease);
+            self.begin(turn, cx, admitted, Bytes::new(), to, lease);
         }
         true
     }
 
-    /// Whether the client of a connection whose requests are left at a stop has gone: what it has sent and nobody has
-    /// started it asks elsewhere by now, and what comes after that must not be undone by it.
-    fn is_deserted(&self) -> bool {
-        self.at_stop == AtStop::Leave && self.stream.plain().is_some_and(|plain| plain.is_hung_up())
+    /// Starts what all of has come, unless it is a change that its client asks elsewhere by now.
+    fn begin(
+        &mut self,
+        turn: &mut Turn<'_>,
+        cx: &mut Context<'_>,
+        admitted: Admitted,
+        payload: Bytes,
+        to: To,
+        lease: Lease,
+    ) {
+        if admitted.is_change() && !turn.take() {
+            self.abandon(Ended::HungUp);
+        } else {
+            self.start(cx, admitted, payload, to, lease);
+        }
     }
 
     /// Less than a header is there. What cannot become one (an option after `GO`, say) is not waited for.
@@ -146,6 +161,7 @@ impl<S: Stream> Connection<'_, S> {
     /// is so small that it would hold a large buffer for little; the others get a page-aligned buffer of their own.
     fn begin_payload(
         &mut self,
+        turn: &mut Turn<'_>,
         cx: &mut Context<'_>,
         admitted: Admitted,
         to: To,
@@ -159,7 +175,7 @@ impl<S: Stream> Connection<'_, S> {
             } else {
                 payload.freeze()
             };
-            self.start(cx, admitted, payload, to, lease);
+            self.begin(turn, cx, admitted, payload, to, lease);
             return;
         }
         let mut data = room(length);
@@ -168,17 +184,13 @@ impl<S: Stream> Connection<'_, S> {
     }
 
     /// Starts what waited for a payload once all of it has come.
-    fn take_payload(&mut self, cx: &mut Context<'_>) -> bool {
+    fn take_payload(&mut self, turn: &mut Turn<'_>, cx: &mut Context<'_>) -> bool {
         if !matches!(&self.receiving, Receiving::Payload { data, length, .. } if data.len() == *length) {
             return self.end_of_input(false);
         }
-        if self.is_deserted() {
-            self.abandon(Ended::HungUp);
-            return true;
-        }
         let whole = std::mem::replace(&mut self.receiving, Receiving::Header);
         if let Receiving::Payload { admitted, to, lease, data, .. } = whole {
-            self.start(cx, admitted, data.freeze(), to, lease);
+            self.begin(turn, cx, admitted, data.freeze(), to, lease);
         }
         true
     }

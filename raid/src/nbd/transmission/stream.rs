@@ -1,11 +1,9 @@
 //! What a connection sends over: any byte stream, and for plain sockets the way past copying.
 
 use super::pipes::Spliced;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest};
@@ -47,17 +45,6 @@ pub enum Plain<'a> {
 }
 
 impl Plain<'_> {
-    /// Whether the peer takes and sends nothing any more, whatever it sent before.
-    pub(super) fn is_hung_up(&self) -> bool {
-        let socket = match self {
-            Self::Unix(socket) => socket.as_fd(),
-            Self::Tcp(socket) => socket.as_fd(),
-        };
-        let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
-        let answered = poll(&mut asked, Some(&Timespec::default()));
-        answered.is_ok() && asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-
     /// Sends what the socket takes now; `more`: something follows at once.
     pub(super) fn poll_splice(
         &self,
