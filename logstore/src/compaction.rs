@@ -7,9 +7,14 @@
 //! - A tombstone stays until its batch's delete horizon has passed. The horizon is set by the first cleaning that keeps
 //!   the tombstone, `delete.retention.ms` ahead (attribute bit 6; the base timestamp *is* the horizon then, and
 //!   timestamps of records count from it).
-//! - Records without a key, and those of aborted transactions, go. Transaction markers stay.
+//! - Records without a key, and those of aborted transactions, go.
+//! - A transaction marker stays as long as a batch of its transaction is there, be it an empty one ([`Traces`]): without it,
+//!   readers would take a later marker for its own. The first cleaning that finds none sets a delete horizon, as for
+//!   tombstones, for readers that have seen records and wait for the marker; the first one behind that takes it out.
 //! - A batch keeps its base and last offset, its sequences and its leader epoch, so that offsets never change. One that
-//!   has the last record of a producer that is still known stays even when it is empty: its sequence is needed.
+//!   has the last record of a producer that is still known stays even when it is empty, its sequence is needed; so does the
+//!   only marker that tells a producer's epoch; and so does the last batch of all that is cleaned, for the sake of readers who
+//!   want to get to the end.
 //! - Records that stay are copied byte for byte, but for the timestamp's difference where a horizon is set. A batch of
 //!   which all stays is copied whole, compressed or not.
 //! - What cannot be read stays as it is: a batch whose records do not add up, or that decompresses to more than
@@ -19,11 +24,11 @@
 //!
 //! Memory: [`ENTRY`] bytes a key at most, in a map with a limit; one batch, decompressed, and what it becomes.
 
-use crate::batch::{self, DELETE_HORIZON, Header};
+use crate::batch::{self, DELETE_HORIZON, Header, Marker};
 use crate::compression::{Codec, compress};
 use crate::records::{Record, RecordFault, Records, unpack};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 
 /// Largest batch, decompressed, that is looked into. Units: bytes.
@@ -119,10 +124,33 @@ pub struct Rules {
     pub now: i64,
     /// `delete.retention.ms`.
     pub delete_retention_ms: i64,
-    /// The batch has the last record of a producer that is still known.
-    pub is_producers_last: bool,
+    /// The batch stays when it is empty: it has the last record of a producer that is still known, is a marker that alone
+    /// tells its epoch, or is the last batch of all that is cleaned.
+    pub stays_empty: bool,
+    /// It ends a transaction of which nothing is left.
+    pub is_spent: bool,
     /// The batch belongs to a transaction that was aborted.
     pub is_aborted: bool,
+}
+
+/// What is left of transactions, as a walk from the log's start finds it.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Producers with batches since their last marker.
+    open: HashSet<i64>,
+}
+
+impl Traces {
+    /// Takes note of the next batch. Whether it is a marker, and nothing was found of its transaction.
+    pub fn see(&mut self, header: &Header) -> bool {
+        if header.is_control() {
+            return !self.open.remove(&header.producer_id);
+        }
+        if header.is_transactional() {
+            self.open.insert(header.producer_id);
+        }
+        false
+    }
 }
 
 /// What a batch becomes.
@@ -138,8 +166,11 @@ pub enum Kept {
 
 /// Judges a whole, sound batch.
 pub fn filter(header: &Header, batch: &[u8], map: &OffsetMap, rules: Rules) -> Result<Kept, RecordFault> {
-    if header.is_control() || header.base_offset > map.latest {
+    if header.base_offset > map.latest {
         return Ok(Kept::Whole);
+    }
+    if header.is_control() {
+        return filter_marker(header, batch, rules);
     }
     let unpacked = unpack(header, batch, INFLATED)?;
     let records: Vec<_> = Records::new(header, &unpacked).collect::<Result<_, _>>()?;
@@ -155,11 +186,7 @@ pub fn filter(header: &Header, batch: &[u8], map: &OffsetMap, rules: Rules) -> R
     };
     let kept: Vec<_> = records.iter().copied().filter(stays).collect();
     if kept.is_empty() {
-        return Ok(match (rules.is_producers_last, records.is_empty()) {
-            (false, _) => Kept::Nothing,
-            (true, true) => Kept::Whole,
-            (true, false) => Kept::Changed(emptied(header)),
-        });
+        return Ok(empty(header, rules));
     }
     // What lies behind the map was not cleaned yet: its tombstones start to wait when it is.
     let waits = |record: &Record<'_>| record.value.is_none() && record.offset <= map.latest;
@@ -169,6 +196,35 @@ pub fn filter(header: &Header, batch: &[u8], map: &OffsetMap, rules: Rules) -> R
         return Ok(Kept::Whole);
     }
     rebuilt(header, &kept, fresh).map(Kept::Changed)
+}
+
+/// Judges a control batch.
+fn filter_marker(header: &Header, batch: &[u8], rules: Rules) -> Result<Kept, RecordFault> {
+    if header.count == 0 {
+        return Ok(empty(header, rules));
+    }
+    if !rules.is_spent || Marker::read(header, batch).is_none() {
+        return Ok(Kept::Whole);
+    }
+    match header.delete_horizon() {
+        None => {
+            let unpacked = unpack(header, batch, INFLATED)?;
+            let records: Vec<_> = Records::new(header, &unpacked).collect::<Result<_, _>>()?;
+            let horizon = rules.now.saturating_add(rules.delete_retention_ms);
+            rebuilt(header, &records, Some(horizon)).map(Kept::Changed)
+        }
+        Some(horizon) if rules.now >= horizon => Ok(empty(header, rules)),
+        Some(_) => Ok(Kept::Whole),
+    }
+}
+
+/// What becomes of a batch of whose records none stays.
+fn empty(header: &Header, rules: Rules) -> Kept {
+    match (rules.stays_empty, header.count == 0) {
+        (false, _) => Kept::Nothing,
+        (true, true) => Kept::Whole,
+        (true, false) => Kept::Changed(emptied(header)),
+    }
 }
 
 /// A batch without records.

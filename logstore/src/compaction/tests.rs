@@ -6,6 +6,10 @@ use std::collections::BTreeMap;
 
 const RETENTION: i64 = 1000;
 
+/// Of a batch that is nothing special.
+const RULES: Rules =
+    Rules { now: 0, delete_retention_ms: 0, stays_empty: false, is_spent: false, is_aborted: false };
+
 #[derive(Debug, Clone)]
 struct Sent {
     key: Option<u8>,
@@ -119,8 +123,8 @@ fn pass(log: &[Bytes], dirty: i64, memory: usize, now: i64) -> (Vec<Bytes>, i64)
     let mut out = Vec::new();
     for batch in log {
         let header = Header::parse(batch).unwrap();
-        let is_producers_last = last_of.get(&header.producer_id) == Some(&header.last_offset());
-        let rules = Rules { now, delete_retention_ms: RETENTION, is_producers_last, is_aborted: false };
+        let stays_empty = last_of.get(&header.producer_id) == Some(&header.last_offset());
+        let rules = Rules { now, delete_retention_ms: RETENTION, stays_empty, is_aborted: false, ..RULES };
         match filter(&header, batch, &map, rules).unwrap() {
             Kept::Whole => out.push(batch.clone()),
             Kept::Changed(changed) => {
@@ -201,7 +205,7 @@ proptest! {
         let mut map = OffsetMap::new([0; 16], 4 * ENTRY);
         drop(map.note_batch(&header, &hostile, 0));
         map.pass(&header);
-        let rules = Rules { now: 0, delete_retention_ms: 0, is_producers_last: true, is_aborted: false };
+        let rules = Rules { now: 0, delete_retention_ms: 0, stays_empty: true, is_aborted: false, ..RULES };
         drop(filter(&header, &hostile, &map, rules));
     }
 }
@@ -213,22 +217,88 @@ fn what_was_aborted_goes_and_markers_stay() {
     let header = Header::parse(&batch).unwrap();
     let mut map = OffsetMap::new([0; 16], 1 << 16);
     map.pass(&header);
-    let mut rules = Rules { now: 0, delete_retention_ms: 0, is_producers_last: false, is_aborted: true };
+    let mut rules = Rules { now: 0, delete_retention_ms: 0, stays_empty: false, is_aborted: true, ..RULES };
     assert_eq!(filter(&header, &batch, &map, rules), Ok(Kept::Nothing));
-    rules.is_producers_last = true;
+    rules.stays_empty = true;
     let Ok(Kept::Changed(empty)) = filter(&header, &batch, &map, rules) else { panic!("an empty batch") };
     let after = Header::parse(&empty).unwrap();
     assert_eq!((after.count, after.last_sequence(), after.last_offset()), (0, 1, 1));
     assert_eq!(filter(&after, &empty, &map, rules), Ok(Kept::Whole), "it stays as it is from then on");
-    let marker = Header { attributes: 0x30, ..header }.with_records(b"anything");
-    let header = Header::parse(&marker).unwrap();
-    assert_eq!(filter(&header, &marker, &map, rules), Ok(Kept::Whole));
+    let other = Header { attributes: 0x30, ..header }.with_records(b"anything");
+    let header = Header::parse(&other).unwrap();
+    rules.is_spent = true;
+    assert_eq!(filter(&header, &other, &map, rules), Ok(Kept::Whole), "it is none that we know");
+    rules.is_spent = false;
     // A record without a key has no place in a compacted log; one that was not looked at yet waits.
     let keyless = batch_of(2, &[one(None, b"x")], 0, -1);
     let header = Header::parse(&keyless).unwrap();
     rules.is_aborted = false;
     assert_eq!(filter(&header, &keyless, &map, rules), Ok(Kept::Whole));
     map.pass(&header);
-    rules.is_producers_last = false;
+    rules.stays_empty = false;
     assert_eq!(filter(&header, &keyless, &map, rules), Ok(Kept::Nothing));
+}
+
+#[test]
+fn a_marker_goes_when_nothing_of_its_transaction_is_left_and_its_time_has_come() {
+    let marker = Marker { outcome: crate::batch::Outcome::Abort, coordinator_epoch: 7 };
+    let bytes = marker.batch(5, 2, 40_000).freeze();
+    let header = Header::parse(&bytes).unwrap();
+    let mut map = OffsetMap::new([0; 16], 1 << 16);
+    let mut rules = Rules { now: 50_000, delete_retention_ms: RETENTION, is_spent: true, ..RULES };
+    assert_eq!(filter(&header, &bytes, &map, rules), Ok(Kept::Whole), "it was not looked at yet");
+    map.pass(&header);
+    let spent = Rules { is_spent: false, ..rules };
+    assert_eq!(filter(&header, &bytes, &map, spent), Ok(Kept::Whole));
+    let Ok(Kept::Changed(waiting)) = filter(&header, &bytes, &map, rules) else { panic!("a horizon") };
+    let after = Header::parse(&waiting).unwrap();
+    crate::batch::check(&after, &waiting).unwrap();
+    assert_eq!(after.delete_horizon(), Some(51_000));
+    assert_eq!(Marker::read(&after, &waiting), Some(marker), "it says the same");
+    assert_eq!((after.max_timestamp, after.producer_epoch, after.base_offset), (40_000, 2, 0));
+    let unpacked = unpack(&after, &waiting, INFLATED).unwrap();
+    assert_eq!(Records::new(&after, &unpacked).next().unwrap().unwrap().timestamp, 40_000);
+    rules.now = 50_999;
+    assert_eq!(filter(&after, &waiting, &map, rules), Ok(Kept::Whole));
+    rules.now = 51_000;
+    assert_eq!(filter(&after, &waiting, &map, rules), Ok(Kept::Nothing));
+    {
+        let rules = Rules { stays_empty: true, ..rules };
+        let Ok(Kept::Changed(empty)) = filter(&after, &waiting, &map, rules) else {
+            panic!("an empty batch")
+        };
+        let header = Header::parse(&empty).unwrap();
+        crate::batch::check(&header, &empty).unwrap();
+        assert_eq!((header.count, header.last_offset(), header.delete_horizon()), (0, 0, None));
+        assert!(header.is_control() && header.is_transactional());
+        assert_eq!(filter(&header, &empty, &map, rules), Ok(Kept::Whole));
+        let plain = Rules { stays_empty: false, ..rules };
+        assert_eq!(
+            filter(&header, &empty, &map, plain),
+            Ok(Kept::Nothing),
+            "once it is not the last any more"
+        );
+    }
+}
+
+#[test]
+fn a_transaction_leaves_traces_until_its_last_batch_is_gone() {
+    let data = |producer_id, attributes| {
+        let header = Header::parse(&batch_of(
+            0,
+            &[Sent { key: Some(1), value: None, header: None, timestamp: 0 }],
+            0,
+            1,
+        ));
+        Header { attributes, producer_id, ..header.unwrap() }
+    };
+    let mut traces = Traces::default();
+    assert!(!traces.see(&data(1, 0x10)) && !traces.see(&data(2, 0)));
+    assert!(
+        !traces.see(&Header { count: 0, ..data(3, 0x10) }),
+        "an empty one counts: it would open a transaction"
+    );
+    assert!(traces.see(&data(2, 0x30)), "what is no part of a transaction is no trace of one");
+    assert!(!traces.see(&data(1, 0x30)) && traces.see(&data(1, 0x30)), "once");
+    assert!(!traces.see(&data(3, 0x30)));
 }

@@ -22,7 +22,7 @@ use super::Partition;
 use crate::catalog::Change;
 use crate::catalog::records::{Kind, Swap, Table};
 use crate::cleaner::Cleaner;
-use crate::compaction::{Kept, OffsetMap, Rules, filter};
+use crate::compaction::{Kept, OffsetMap, Rules, Traces, filter};
 use crate::config::TopicConfig;
 use crate::error::{Error, Result};
 use crate::home::Sealing;
@@ -30,7 +30,7 @@ use crate::index::Index;
 use crate::segment::{End, Placed, Segment, Walk};
 use crate::transactions::{Aborted, encode};
 use bytes::{Bytes, BytesMut};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Bytes of output gathered before they are written.
@@ -41,8 +41,10 @@ struct Pass<'a> {
     map: OffsetMap,
     now: i64,
     config: &'a TopicConfig,
-    /// Producer id → offset of its last record.
-    last_of: HashMap<i64, i64>,
+    /// Where what is cleaned ends.
+    end: i64,
+    /// Producer id → offset of its last record, −1 where none is known, and its epoch.
+    last_of: HashMap<i64, (i64, i16)>,
     /// Producer id → its aborted transactions, as (first, last) offsets.
     aborted: HashMap<i64, Vec<(i64, i64)>>,
 }
@@ -56,13 +58,21 @@ impl Pass<'_> {
             })
     }
 
-    fn rules(&self, placed: &Placed) -> Rules {
+    fn rules(&self, placed: &Placed, is_spent: bool) -> Rules {
         let header = &placed.header;
-        let last = self.last_of.get(&header.producer_id);
+        let tells = |&(last, epoch): &(i64, i16)| {
+            if last >= 0 {
+                last == header.last_offset()
+            } else {
+                header.is_control() && epoch == header.producer_epoch
+            }
+        };
         Rules {
             now: self.now,
             delete_retention_ms: self.config.delete_retention_ms,
-            is_producers_last: header.is_idempotent() && last == Some(&header.last_offset()),
+            stays_empty: header.next_offset() == self.end
+                || header.is_idempotent() && self.last_of.get(&header.producer_id).is_some_and(tells),
+            is_spent,
             is_aborted: self.is_aborted(placed),
         }
     }
@@ -135,8 +145,7 @@ impl Partition {
             .producers()
             .await?
             .into_iter()
-            .filter(|state| state.last_offset >= 0)
-            .map(|state| (state.id, state.last_offset))
+            .map(|state| (state.id, (state.last_offset, state.epoch)))
             .collect();
         let mut aborted: HashMap<i64, Vec<(i64, i64)>> = HashMap::new();
         let log_start = self.offsets().log_start;
@@ -146,7 +155,7 @@ impl Partition {
         let mut seed = [0; 16];
         self.context.tasks.runtime().fill_random(&mut seed);
         let map = OffsetMap::new(seed, cleaner.memory());
-        let mut pass = Pass { map, now, config: &config, last_of, aborted };
+        let mut pass = Pass { map, now, config: &config, end, last_of, aborted };
         loop {
             // Fresh each time: groups of the pass before have taken the place of what was there.
             let segments = self.cleanable(&config, now).await?;
@@ -156,9 +165,12 @@ impl Partition {
                 return Ok(());
             }
             pass.map = OffsetMap::new(seed, cleaner.memory());
+            pass.end = last;
             let clean_to = self.note_keys(cleaner, &mut pass, &segments, from).await?;
+            // From the log's start on, whichever segments are cleaned: groups begin there.
+            let mut traces = Traces::default();
             for group in groups(&segments, &config, pass.map.latest()) {
-                self.clean_group(cleaner, &pass, group).await?;
+                self.clean_group(cleaner, &pass, &mut traces, group).await?;
             }
             let _only = self.maintenance.lock().await;
             self.context.check()?;
@@ -215,6 +227,7 @@ impl Partition {
         self: &Arc<Self>,
         cleaner: &Cleaner,
         pass: &Pass<'_>,
+        traces: &mut Traces,
         group: &[Arc<Segment>],
     ) -> Result<()> {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
@@ -223,6 +236,8 @@ impl Partition {
         let mut index = Index::new(first.base);
         let (mut size, mut at, mut changed) = (0u64, 0u64, group.len() > 1);
         let mut buffer = BytesMut::new();
+        // Markers of transactions of which nothing is left.
+        let mut spent = HashSet::new();
         for segment in group {
             let mut walk = Walk::of_all(segment);
             let mut position = 0;
@@ -231,11 +246,15 @@ impl Partition {
                 position = placed.end();
                 cleaner.pace(self.context.tasks.runtime(), placed.header.size).await;
                 let bytes = segment.read_batch(&placed).await?;
-                let kept =
-                    filter(&placed.header, &bytes, &pass.map, pass.rules(&placed)).unwrap_or_else(|fault| {
-                        cleaner.unreadable(segment, &placed, &fault);
-                        Kept::Whole
-                    });
+                let is_spent = traces.see(&placed.header);
+                if is_spent {
+                    spent.insert(placed.header.base_offset);
+                }
+                let rules = pass.rules(&placed, is_spent);
+                let kept = filter(&placed.header, &bytes, &pass.map, rules).unwrap_or_else(|fault| {
+                    cleaner.unreadable(segment, &placed, &fault);
+                    Kept::Whole
+                });
                 let out: Bytes = match kept {
                     Kept::Whole => bytes,
                     Kept::Changed(bytes) => bytes,
@@ -277,7 +296,7 @@ impl Partition {
         let (partition, group) = (Arc::clone(self), group.to_vec());
         self.context.tasks.spawn(Box::pin(async move {
             // Whoever asked may be gone; what is half-way done is done to its end all the same.
-            drop(done.send(partition.replace(&group, smaller, sidecars).await));
+            drop(done.send(partition.replace(&group, smaller, sidecars, &spent).await));
         }));
         outcome.await.unwrap_or(Err(Error::Interrupted))
     }
@@ -288,6 +307,7 @@ impl Partition {
         group: &[Arc<Segment>],
         cleaned: Arc<Segment>,
         mut sidecars: Vec<(Kind, Bytes)>,
+        spent: &HashSet<i64>,
     ) -> Result<()> {
         let _only = self.maintenance.lock().await;
         self.context.check()?;
@@ -307,6 +327,8 @@ impl Partition {
             for at in 0..group.len() {
                 list.extend(self.load_aborted(&segments[..=start + at]).await?);
             }
+            // Of those nobody has anything to skip; and where the marker goes, whoever skipped for it would not stop.
+            list.retain(|aborted| !spent.contains(&aborted.last_offset));
             sidecars.push((Kind::TxnIndex, encode(&list)));
         }
         record.swap = Some(Swap { base: cleaned.base, end: end.next });

@@ -2,9 +2,10 @@
 
 use super::common::*;
 use logstore::batch::{BatchFault, Header};
+use logstore::inspect::{Inspection, Severity, verify};
 use logstore::records::{Records, unpack};
 use logstore::{Error, Partition, ReadLimit, Store, StoreOptions};
-use raid::device::Durability;
+use raid::device::{Durability, FileDevice, OpenMode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -90,6 +91,26 @@ pub async fn table(log: &Partition) -> Table {
         }
     }
     table
+}
+
+/// Nothing is wrong with a store that was closed in order.
+pub fn verified(place: &Place) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let inspection = if place.volume.is_some() {
+            let device = FileDevice::open(&place.image(), OpenMode::ReadOnly).unwrap();
+            Inspection::volume(Arc::new(device)).await.unwrap()
+        } else {
+            Inspection::directory(&place.dir.path().join("data")).await.unwrap()
+        };
+        let mut findings = inspection.findings.clone();
+        for view in &inspection.partitions {
+            let options = verify::Options { copies: 1, now: None };
+            findings.extend(verify::verify(view, options, &mut |_| ()).await.unwrap().1);
+        }
+        findings.retain(|finding| finding.severity == Severity::Fault);
+        assert_eq!(findings, []);
+    });
 }
 
 const COMPACTED: [(&str, &str); 5] = [

@@ -1,10 +1,12 @@
 //! Transactions in the log, on both homes: what is stable, what was aborted, and what a restart makes of it.
 
+use super::cleaning::verified;
 use super::common::*;
 use logstore::batch::{Header, Marker};
 use logstore::transactions::Aborted;
 use logstore::{Error, Outcome, Partition, ReadLimit, Store};
 use raid::device::Durability;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 async fn end(log: &Arc<Partition>, id: i64, epoch: i16, outcome: Outcome) -> i64 {
@@ -353,4 +355,144 @@ fn a_log_without_transactions_keeps_nothing_of_them() {
         assert_eq!(log.aborted(0, 30).await.unwrap(), []);
     });
     assert!(files(&place.partition_dir("t", 0), "txnindex").is_empty());
+}
+
+/// What a `read_committed` consumer makes of the log, as Kafka's does: by offset the key and the value.
+async fn committed(log: &Arc<Partition>) -> BTreeMap<i64, (String, String)> {
+    let end = log.offsets().last_stable;
+    let (mut at, mut found) = (log.offsets().log_start, BTreeMap::new());
+    let mut skipped = BTreeSet::new();
+    while at < end {
+        let (slice, mut aborted) = log.read_committed(at, 3000, true).await.unwrap();
+        aborted.sort_by_key(|one| one.first_offset);
+        let mut bytes = slice.copy().await.unwrap();
+        assert!(!bytes.is_empty(), "nothing at {at}, before {end}");
+        let mut waiting = aborted.into_iter().peekable();
+        skipped.clear();
+        while !bytes.is_empty() {
+            let header = Header::parse(&bytes).unwrap();
+            let one = bytes.split_to(header.size as usize);
+            while let Some(next) = waiting.next_if(|one| one.first_offset <= header.last_offset()) {
+                skipped.insert(next.producer_id);
+            }
+            at = header.next_offset();
+            if header.is_control() {
+                let marker = Marker::read(&header, &one);
+                if marker.is_some_and(|marker| marker.outcome == Outcome::Abort) {
+                    skipped.remove(&header.producer_id);
+                }
+                continue;
+            }
+            if header.is_transactional() && skipped.contains(&header.producer_id) {
+                continue;
+            }
+            let unpacked = logstore::records::unpack(&header, &one, 1 << 20).unwrap();
+            for record in logstore::records::Records::new(&header, &unpacked) {
+                let record = record.unwrap();
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                found.insert(record.offset, (text(record.key.unwrap()), text(record.value.unwrap())));
+            }
+        }
+    }
+    found
+}
+
+/// The last of each key.
+fn last_of_each(records: &BTreeMap<i64, (String, String)>) -> BTreeMap<&String, (i64, &String)> {
+    records.iter().map(|(offset, (key, value))| (key, (*offset, value))).collect()
+}
+
+async fn markers(log: &Arc<Partition>) -> usize {
+    let (mut at, mut count) = (0, 0);
+    while at < log.offsets().log_end {
+        let mut bytes = log.read(at, 9000, ReadLimit::LogEnd, true).await.unwrap().copy().await.unwrap();
+        assert!(!bytes.is_empty(), "nothing at {at}");
+        while !bytes.is_empty() {
+            let header = Header::parse(&bytes).unwrap();
+            at = header.next_offset();
+            let one = bytes.split_to(header.size as usize);
+            count += usize::from(Marker::read(&header, &one).is_some());
+        }
+    }
+    count
+}
+
+/// Four producers take turns; every third transaction is aborted; each has two batches, between those of another.
+async fn take_turns(log: &Arc<Partition>, sequences: &mut [i32; 4], from: i64, to: i64) {
+    for n in from..to {
+        for half in 0..2 {
+            for id in [n % 4, (n + 1) % 4] {
+                let sequence = &mut sequences[id as usize];
+                let (key, value) =
+                    (format!("k{}", (n * 2 + half + id) % 7), format!("{n} {}", "v".repeat(60)));
+                append(log, &keyed(&[(&key, Some(&value))]).by(id, 0, *sequence).txn()).await;
+                *sequence += 1;
+            }
+        }
+        for id in [n % 4, (n + 1) % 4] {
+            let outcome = if (n + id) % 3 == 0 { Outcome::Abort } else { Outcome::Commit };
+            end(log, id, 0, outcome).await;
+        }
+    }
+}
+
+#[test]
+fn compaction_takes_markers_out_once_nothing_of_their_transactions_is_left() {
+    const RETENTION: u64 = 3_600_000;
+    for place in Place::both() {
+        let clock = Clock::default();
+        let own = [
+            ("cleanup.policy", "compact"),
+            ("segment.bytes", "2000"),
+            ("min.cleanable.dirty.ratio", "0.01"),
+            ("file.delete.delay.ms", "0"),
+            ("delete.retention.ms", "3600000"),
+        ];
+        let mut sequences = [0i32; 4];
+        let mut expected = BTreeMap::new();
+        for round in 0..4 {
+            place.run_by(&clock, round % 2 == 0, async |store: Arc<Store>| {
+                let log = if round == 0 { topic(&store, "t", &own).await } else { first(&store, "t") };
+                if round > 0 {
+                    let now = committed(&log).await;
+                    assert_eq!(last_of_each(&now), last_of_each(&expected), "round {round}");
+                }
+                take_turns(&log, &mut sequences, round * 30, round * 30 + 30).await;
+                store.quiet().await;
+                expected = committed(&log).await;
+                let stable = log.offsets();
+                let before = markers(&log).await;
+                assert_eq!(store.compact().await.unwrap(), 1);
+                let after = committed(&log).await;
+                assert_eq!(last_of_each(&after), last_of_each(&expected), "round {round}");
+                assert!(after.iter().all(|(offset, record)| expected.get(offset) == Some(record)));
+                assert_eq!(log.offsets(), stable);
+                let left = markers(&log).await;
+                // First the records go; then horizons are set, and none passes while the clock stands; then the markers go.
+                if round < 3 {
+                    assert_eq!(left, before, "round {round}");
+                } else {
+                    assert!(left < before - 60, "{left} of {before}");
+                }
+                if round == 2 {
+                    clock.pass(RETENTION + 1000);
+                }
+                for state in log.producers().await.unwrap() {
+                    assert_eq!(state.last_sequence, sequences[state.id as usize] - 1);
+                }
+            });
+            // Offline, the index of aborted transactions is what it may be.
+            if round % 2 == 0 {
+                verified(&place);
+            }
+        }
+        // A producer whose markers are gone begins a transaction and commits it: nobody skips it.
+        place.run_by(&clock, true, async |store: Arc<Store>| {
+            let log = first(&store, "t");
+            let before = committed(&log).await;
+            take_turns(&log, &mut sequences, 121, 123).await;
+            let after = committed(&log).await;
+            assert_eq!(after.len(), before.len() + 6, "three of the four transactions were committed");
+        });
+    }
 }
