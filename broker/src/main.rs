@@ -188,8 +188,9 @@ async fn serve_log(
     };
     let store = Store::open(home, options, Arc::clone(&engine)).await?;
     if let Some(volume) = &volume {
-        // Recovery has chosen the good ones among copies that differ.
-        volume.release_resync();
+        // Recovery has chosen the good ones among copies that differ of what it read.
+        let (volume, store) = (Arc::downgrade(volume), Arc::downgrade(&store));
+        engine.spawn(Box::pin(volume::resync_when_settled(volume, store, Arc::clone(&engine))));
     }
     // Said once it is true: a start that fails says one line.
     if let Some(directory) = directory {

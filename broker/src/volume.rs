@@ -4,6 +4,7 @@
 //! safely can, and says what is missing; a start never puts a new image in the place of a lost one:
 //! `raid10 add` does, when a person says so.
 
+use logstore::Store;
 use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, FileDevice, OpenMode};
 use raid::examine::examine;
@@ -11,7 +12,8 @@ use raid::geometry::Layout;
 use raid::runtime::Runtime;
 use raid::volume::{AssembleOptions, Volume};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// The chunk of an array that is made here.
 const CHUNK: u64 = 512 * 1024;
@@ -122,4 +124,26 @@ fn make(path: &Path, size: u64) -> Result<(), OpenError> {
         });
     }
     make_image(path, size).map_err(OpenError::Create)
+}
+
+/// Time after which copies that could not be made good are tried again.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Lets the volume resync and rebuild once the store has seen to it that this can lose nothing. Ends with the store; holds
+/// on to neither while it waits.
+pub async fn resync_when_settled(volume: Weak<Volume>, store: Weak<Store>, runtime: Arc<dyn Runtime>) {
+    while let (Some(held), Some(open)) = (volume.upgrade(), store.upgrade()) {
+        match open.settle_copies().await {
+            Ok(()) => return held.release_resync(),
+            Err(logstore::Error::Closed | logstore::Error::Poisoned { .. }) => return,
+            Err(error) => {
+                tracing::warn!(
+                    "the volume is not resynced, which might lose records: {error}; tried again in {} s",
+                    AGAIN.as_secs()
+                );
+            }
+        }
+        drop((held, open));
+        runtime.sleep(AGAIN).await;
+    }
 }

@@ -193,7 +193,7 @@ pub(crate) struct Sound {
 
 impl Ground<'_> {
     /// Whether a header may stand at `position`, after batches that end at `expected`.
-    fn fits(
+    pub(crate) fn fits(
         &self,
         header: &Header,
         position: u64,
@@ -244,7 +244,7 @@ impl Ground<'_> {
     }
 
     /// The header at `position` as one way has it.
-    async fn head(
+    pub(crate) async fn head(
         &self,
         position: u64,
         way: Option<usize>,
@@ -349,7 +349,7 @@ impl Ground<'_> {
     }
 
     /// Where the batch at `position`, which should begin at offset `from`, ends: the next sound batch, or the end.
-    async fn next_sound(&self, position: u64, from: i64) -> Result<(u64, i64)> {
+    pub(crate) async fn next_sound(&self, position: u64, from: i64) -> Result<(u64, i64)> {
         // As long as some copy says it is, if a sound one follows.
         for way in self.ways() {
             let Ok(header) = self.head(position, way).await? else { continue };

@@ -24,6 +24,9 @@ use std::sync::Arc;
 /// An operation of a home under way.
 pub(crate) type Io<'a, T> = BoxFuture<'a, Result<T>>;
 
+/// Whether something long may go on; the error with which it ends if not.
+pub(crate) type MayGoOn<'a> = &'a (dyn Fn() -> Result<()> + Send + Sync);
+
 /// A partition, as homes and messages name it.
 #[derive(Debug, Clone)]
 pub(crate) struct PartitionId {
@@ -113,6 +116,11 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     /// Makes all copies hold `good`, durably; returns how many did not. Without copies there is nothing to do it from.
     fn mend(&self, _at: u64, _good: Bytes) -> Io<'_, u64> {
         Box::pin(async { Ok(0) })
+    }
+
+    /// Makes all copies hold what is good in some, where they may differ without a fault ([`crate::unsynced`]).
+    fn settle_copies<'a>(&'a self, _may_go_on: MayGoOn<'a>) -> Io<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// What this store knows of checks and repairs.

@@ -13,7 +13,8 @@
 //!   formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
-//! - [`heal`]: batches that are not sound: another copy has them, or they are lost.
+//! - [`heal`]: batches that are not sound: another copy has them, or they are lost; `unsynced`: closed segments whose copies
+//!   an unclean stop left to be made equal.
 //! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
 //!   partitions.
 //! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
@@ -48,6 +49,7 @@ mod segment;
 pub mod store;
 mod tasks;
 pub mod transactions;
+mod unsynced;
 mod volume;
 
 pub use batch::{Origin, Outcome};

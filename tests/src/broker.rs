@@ -40,6 +40,7 @@ pub struct Running {
     store: Arc<Store>,
     volume: Option<Arc<Volume>>,
     serving: JoinHandle<()>,
+    settling: Option<JoinHandle<()>>,
     place: Arc<TempDir>,
     under: Under,
 }
@@ -80,15 +81,16 @@ impl Running {
             ..StoreOptions::default()
         };
         let store = Store::open(home, options, runtime.clone()).await.expect("a store");
-        if let Some(volume) = &volume {
-            volume.release_resync();
-        }
+        let settling = volume.as_ref().map(|volume| {
+            let (volume, store) = (Arc::downgrade(volume), Arc::downgrade(&store));
+            tokio::spawn(volume::resync_when_settled(volume, store, runtime.clone()))
+        });
         let server = Server::bind("127.0.0.1:0").await.expect("a free port");
         let address = server.local_addr().expect("an address");
         let advertised = Endpoint { host: "127.0.0.1".to_owned(), port: address.port() };
         let broker = Broker::new(config, store.clone(), advertised, runtime).await.expect("a broker");
         let serving = tokio::spawn(server.run(broker.clone()));
-        Self { address, broker, store, volume, serving, place, under }
+        Self { address, broker, store, volume, serving, settling, place, under }
     }
 
     /// Stops it in order.
@@ -97,6 +99,9 @@ impl Running {
         self.serving.await.expect("the server ends");
         self.store.close().await.expect("the store closes");
         drop((self.broker, self.store));
+        if let Some(settling) = self.settling {
+            settling.await.expect("copies are settled");
+        }
         if let Some(volume) = self.volume {
             volume.stop().await.expect("the volume stops");
         }

@@ -224,7 +224,8 @@ impl Partition {
     /// The first segment with this base offset or a later one.
     pub(crate) fn segment_from(&self, base: i64) -> Option<Arc<Segment>> {
         let log = self.log.read();
-        log.segments.iter().find(|segment| segment.base >= base).map(Arc::clone)
+        let before = log.segments.partition_point(|segment| segment.base < base);
+        log.segments.get(before).map(Arc::clone)
     }
 
     /// Which epochs wrote where.

@@ -4,7 +4,8 @@
 //! nothing is read. **Not closed in order**: segments that end at or before the recovery point are whole; from there
 //! on every batch is read and checked (frame, checksum, offsets that follow each other, epochs that do not fall), up
 //! to the first that is not sound in any copy. Where copies may differ, the good one is made the content of all before it
-//! counts ([`crate::heal`]). What lies behind the end is cut off, and the cut is made durable before anything is
+//! counts ([`crate::heal`]). Segments that are not read are guarded where copies
+//! may differ ([`crate::unsynced`]). What lies behind the end is cut off, and the cut is made durable before anything is
 //! served: a tail that was torn once can never come back, not even in part. Index and producers are made on the way.
 //! Then the leader epoch rises, so that whoever saw more of the log can tell.
 //!
@@ -25,6 +26,7 @@ use crate::home::{Found, PartitionId, SegmentBytes};
 use crate::index::Index;
 use crate::producers::Producers;
 use crate::segment::{End, Scan, Segment};
+use crate::unsynced;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
@@ -101,16 +103,28 @@ fn as_closed(
     let mut segments = Vec::with_capacity(found.len());
     for pair in found.windows(2) {
         let Some(size) = pair[0].sealed else { return disagrees("a segment before the last is not sealed") };
-        segments.push(segment(id, &pair[0], End { size, next: pair[1].base }, pair[0].written, now));
+        segments.push(closed(id, record, &pair[0], End { size, next: pair[1].base }, now));
     }
-    segments.push(segment(id, last, End { size: clean.size, next: clean.end }, last.written, now));
+    segments.push(closed(id, record, last, End { size: clean.size, next: clean.end }, now));
     Some(segments)
 }
 
+/// One that was closed before, and is not read now.
+fn closed(id: &PartitionId, record: &PartitionRecord, found: &Found, end: End, now: i64) -> Arc<Segment> {
+    let bytes = unsynced::guard(id, found.base, &found.bytes, end, &record.epochs);
+    segment(id, found, bytes, end, found.written, now)
+}
+
 /// One that was found, last appended to when it says so, or else now.
-fn segment(id: &PartitionId, found: &Found, end: End, written: Option<i64>, now: i64) -> Arc<Segment> {
-    let sealed = found.sealed.is_some();
-    let segment = Segment::new(id.clone(), found.base, Arc::clone(&found.bytes), end, sealed);
+fn segment(
+    id: &PartitionId,
+    found: &Found,
+    bytes: Arc<dyn SegmentBytes>,
+    end: End,
+    written: Option<i64>,
+    now: i64,
+) -> Arc<Segment> {
+    let segment = Segment::new(id.clone(), found.base, bytes, end, found.sealed.is_some());
     segment.set_written(written.map_or(now, |at| at.min(now)));
     segment
 }
@@ -280,7 +294,7 @@ async fn recover(
     let mut segments = Vec::with_capacity(found.len());
     for pair in found.windows(2).take(trusted) {
         let size = pair[0].sealed.unwrap_or_default();
-        segments.push(segment(&id, &pair[0], End { size, next: pair[1].base }, pair[0].written, now));
+        segments.push(closed(&id, &record, &pair[0], End { size, next: pair[1].base }, now));
     }
     let mut replay = Replay::after(context, &segments, now).await.unwrap_or_else(|error| {
         // Known producers are a convenience; records are not to be withheld for want of them.
@@ -312,7 +326,7 @@ async fn recover(
             end.next = end.next.max(next.base);
         }
         let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
-        let whole = segment(&id, &here, end, written, now);
+        let whole = segment(&id, &here, Arc::clone(&here.bytes), end, written, now);
         log_end = end.next;
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));

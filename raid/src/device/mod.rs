@@ -32,6 +32,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Where copies may differ without a fault ([`Device::may_differ`]), a read makes them equal in whole multiples of so many
+/// bytes.
+pub const EQUALISED: u64 = 64 << 10;
+
 /// An operation of a device under way.
 pub type Io<'a, T> = BoxFuture<'a, Result<T>>;
 

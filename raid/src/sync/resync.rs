@@ -9,7 +9,7 @@
 //! is empty.
 
 use super::Pace;
-use crate::device::Durability;
+use crate::device::{Durability, EQUALISED};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::geometry::Span;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What a reader has made equal at least, so that neighbouring reads need not each do it.
-const READ_WINDOW: u64 = 64 << 10;
+const READ_WINDOW: u64 = EQUALISED;
 /// What the background walk makes equal at once: writers wait for no longer than that takes.
 const WALK_WINDOW: u64 = 1 << 20;
 

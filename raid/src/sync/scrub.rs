@@ -27,6 +27,7 @@ use futures_util::future::{join_all, select};
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::Notify;
 
 /// Bytes of the array that are compared at once: writers wait for no longer than that takes.
@@ -186,7 +187,8 @@ async fn rest(inner: &Arc<Inner>, pace: &mut Pace, bytes: u64) {
 /// Compares all copies of a window, and makes them equal if asked to.
 async fn scrub_window(inner: &Arc<Inner>, window: Range<u64>, repair: bool) -> Result<()> {
     let is_unsynced = inner.unsynced.lock().intersects(&window);
-    if is_unsynced {
+    // While resync is held back, who holds it looks for the good copies itself: what is unsynced is not compared.
+    if is_unsynced && !inner.held.load(Ordering::Acquire) {
         match equalise(inner, window.clone()).await {
             Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
             Err(failure) => tracing::warn!(volume = %inner.name, %failure, "not scrubbed: still unsynced"),

@@ -40,7 +40,7 @@ pub struct AssembleOptions {
     /// Nothing is resynced or filled in the background until [`Volume::release_resync`](super::Volume::release_resync):
     /// copies that may differ stay as they are, so that who knows the content can choose among them
     /// ([`Device::read_copy`], [`Device::mend`]) before the first one in slot order is copied over the others. What is
-    /// *read* is made equal all the same.
+    /// *read* is made equal all the same; a scrub leaves out what may differ.
     pub hold_resync: bool,
 }
 

@@ -48,6 +48,10 @@ pub enum Bug {
     RepeatWrites(Range<u64>),
     /// Writes of the range have all bits from this byte of it on cleared.
     ClearFrom(Range<u64>, u64),
+    /// No range is said to be one whose copies may differ.
+    DenyDifferences,
+    /// Copies are said to be mended, and are not.
+    DropMends,
 }
 
 /// A bug over a machine's disks.
@@ -228,13 +232,14 @@ impl Device for Buggy {
         self.inner.copies()
     }
 
-    /// The first way is that of all reads, with their bugs.
+    /// The first way is that of all reads, with their bugs, where reads have any.
     fn read_copy(&self, at: u64, buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
-        if copy == 0 { self.read(at, buf) } else { self.inner.read_copy(at, buf, copy) }
+        let is_of_copies = matches!(self.bug, Bug::DenyDifferences | Bug::DropMends);
+        if copy == 0 && !is_of_copies { self.read(at, buf) } else { self.inner.read_copy(at, buf, copy) }
     }
 
     fn may_differ(&self, at: u64, len: u64) -> bool {
-        self.inner.may_differ(at, len)
+        self.bug != Bug::DenyDifferences && self.inner.may_differ(at, len)
     }
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
@@ -242,6 +247,9 @@ impl Device for Buggy {
     }
 
     fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {
+        if self.bug == Bug::DropMends {
+            return Box::pin(async { Ok(0) });
+        }
         self.inner.mend(at, good)
     }
 

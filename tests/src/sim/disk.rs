@@ -73,13 +73,22 @@ pub struct Fault {
     pub times: u32,
     /// With this error.
     pub errno: Errno,
+    /// Parts of a write that fails may be stored all the same.
+    pub lands: bool,
 }
 
 impl Fault {
     /// EIO, once, on the next of `operations`.
     #[must_use]
     pub fn once(operations: &[Operation]) -> Self {
-        Self { operations: operations.to_vec(), within: 0..u64::MAX, spare: 0, times: 1, errno: Errno::IO }
+        Self {
+            operations: operations.to_vec(),
+            within: 0..u64::MAX,
+            spare: 0,
+            times: 1,
+            errno: Errno::IO,
+            lands: true,
+        }
     }
 
     /// EIO on every one of `operations` from now on.
@@ -438,7 +447,8 @@ impl SimDisk {
         state.count(operation);
         let number = state.next_operation;
         state.next_operation += 1;
-        let mut verdict = if state.gone { Some(Errno::NODEV) } else { state.strike(operation, at, len) };
+        let struck = if state.gone { Some((Errno::NODEV, true)) } else { state.strike(operation, at, len) };
+        let (mut verdict, lands) = (struck.map(|(errno, _)| errno), struck.is_none_or(|(_, lands)| lands));
         let mut hash = 0;
         let work = match request {
             Request::Read { mut buf, .. } => {
@@ -450,10 +460,11 @@ impl SimDisk {
             }
             Request::Write { at, data, durability } => {
                 hash = digest(&data);
-                state.begin_change(number, at, slice(at, &data), durability, &mut verdict)
+                let changes = if lands { slice(at, &data) } else { Vec::new() };
+                state.begin_change(number, at, changes, durability, &mut verdict)
             }
             Request::Zero { at, len, durability } => {
-                let changes = fill(at, len, 0);
+                let changes = if lands { fill(at, len, 0) } else { Vec::new() };
                 state.begin_change(number, at, changes, durability, &mut verdict)
             }
             Request::Discard { at, len } => {
@@ -575,8 +586,8 @@ impl State {
         }
     }
 
-    /// The error that was set up for such an operation, if its turn has come.
-    fn strike(&mut self, operation: Operation, at: u64, len: u64) -> Option<Errno> {
+    /// The error that was set up for such an operation, if its turn has come, and whether the operation leaves traces.
+    fn strike(&mut self, operation: Operation, at: u64, len: u64) -> Option<(Errno, bool)> {
         let whole = operation == Operation::Flush;
         let fault = self.faults.iter_mut().find(|fault| {
             let overlaps = at < fault.within.end && fault.within.start < at.saturating_add(len);
@@ -589,7 +600,7 @@ impl State {
         if fault.times != u32::MAX {
             fault.times -= 1;
         }
-        Some(fault.errno)
+        Some((fault.errno, fault.lands))
     }
 
     /// Lets the front of a change reach the cache (none of it, all of it, or a part), and keeps the rest for later.

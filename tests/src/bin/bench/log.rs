@@ -62,8 +62,10 @@ pub async fn open(dir: &Path, size: Option<u64>) -> Arc<Store> {
     let opened = broker::volume::open(&members, Some(size), Arc::clone(&runtime)).await;
     let volume = opened.unwrap_or_else(|error| panic!("{error}")).volume;
     let home = Home::Volume(volume.clone());
-    let store = Store::open(home, StoreOptions::default(), runtime).await.expect("the store opens");
-    volume.release_resync();
+    let store = Store::open(home, StoreOptions::default(), Arc::clone(&runtime)).await;
+    let store = store.expect("the store opens");
+    let settled = (Arc::downgrade(&volume), Arc::downgrade(&store));
+    runtime.clone().spawn(Box::pin(broker::volume::resync_when_settled(settled.0, settled.1, runtime)));
     store
 }
 
