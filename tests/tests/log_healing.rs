@@ -163,7 +163,7 @@ async fn a_member_overwritten_with_noise_harms_no_record_and_is_made_good() {
     }
     let healed = broker.broker.store.healing();
     assert!(healed.healed > 0 && healed.unreadable == 0, "{healed:?}");
-    let page = broker.broker.metrics.page(healed).expect("a page");
+    let page = broker.broker.metrics.page(healed, 0).expect("a page");
     assert!(page.contains(&format!("decalog_batches_healed_total {}", healed.healed)), "{page}");
 
     // The other pair's member, while the broker is down: nothing has been checked when it starts.
