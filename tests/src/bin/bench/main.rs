@@ -4,6 +4,7 @@
 //! Variants take turns (A B A B …), so that a noisy machine is as noisy for each. Told are the lowest, median and
 //! highest of all rounds, the ratio of the medians, and the CPU time that the server spent per operation.
 
+mod bare;
 mod commit;
 mod log;
 mod lookup;
@@ -23,6 +24,7 @@ fn main() {
         Some("log") => log::benches(),
         // Not for people: a bench starts itself so.
         Some("log-child") => return log::work_as_child(wanted),
+        Some("bare-child") => return bare::work_as_child(wanted),
         _ => usage(),
     };
     if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != *one)) {

@@ -1,4 +1,5 @@
-//! The NBD server on a mirrored volume, against servers of a plain file: nbdkit and nbd-server.
+//! The NBD server on a mirrored volume, against servers of a plain file: nbdkit and nbd-server; and against the least
+//! that a server can do (`bare`), which shows how much of a goal this machine and this client leave to anybody.
 //!
 //! All of them serve memory-backed files over Unix sockets to the same client, fio's nbd engine, so that what is compared
 //! is the servers. The volume is near-2 on four members: it writes everything twice, its peers once.
@@ -70,7 +71,8 @@ fn measure(case: &Case, connections: u32) {
     let kit = Peer::nbdkit(&sandbox);
     let plain = Peer::nbd_server(&sandbox, "plain", false);
     let spliced = Peer::nbd_server(&sandbox, "splice", true);
-    let peers = [&kit, &plain, &spliced].map(|peer| (peer.process.pid(), peer.uri.clone()));
+    let bare = Peer::bare(&sandbox);
+    let peers = [&kit, &plain, &spliced, &bare].map(|peer| (peer.process.pid(), peer.uri.clone()));
     let servers = [&[(served.server.pid(), served.uri())], &peers[..]].concat();
     for (pid, uri) in &servers {
         // Holes would be read without touching anything.
@@ -84,7 +86,13 @@ fn measure(case: &Case, connections: u32) {
     for (pid, uri) in &servers {
         fio(*pid, uri, rw, &how);
     }
-    let names = ["raid10 n2 on 4 members", "nbdkit file", "nbd-server", "nbd-server splice"];
+    let names = [
+        "raid10 n2 on 4 members",
+        "nbdkit file",
+        "nbd-server",
+        "nbd-server splice",
+        "(no RAID, reads no file)",
+    ];
     against_peers(&title, unit, &names, goal, |variant, _| {
         let (pid, uri) = &servers[variant];
         fio(*pid, uri, rw, &how)
@@ -148,6 +156,14 @@ impl Peer {
             Pid::from_raw(pid)
         });
         Self::when_ready(Process::Daemon(pid), &socket, "file")
+    }
+
+    fn bare(sandbox: &Sandbox) -> Self {
+        let files = ["bare0", "bare1"].map(|name| backing(sandbox, name));
+        let socket = sandbox.join("bare.sock");
+        let me = std::env::current_exe().expect("Linux knows the running program");
+        let server = Server::spawn(sandbox.command(me).arg("bare-child").arg(&socket).args(files));
+        Self::when_ready(Process::Foreground(server), &socket, "")
     }
 
     fn when_ready(process: Process, socket: &Path, export: &str) -> Self {
