@@ -10,7 +10,8 @@
 //! record never becomes durable before the zeroes, index bytes or batches that it speaks of.
 //!
 //! In memory on a volume (see [`region`]), in a file of the data directory otherwise. A commit that fails poisons the
-//! store. A change that would overfill the region is refused before it is tried, and harms nothing.
+//! store. A change that would overfill the region is refused before it is tried, and harms nothing; one that leaves less in it
+//! than before never is.
 
 pub(crate) mod records;
 pub(crate) mod region;
@@ -24,10 +25,11 @@ use crate::volume::layout::Layout;
 use parking_lot::{Mutex, RwLock};
 use raid::device::{Device, Durability};
 use records::Table;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use region::Recorded;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::HashSet;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -408,10 +410,26 @@ impl Catalog {
         let capacity = layout.lock().catalog.len;
         let part = capacity / if change.vital { VITAL_FILL } else { FILL };
         let growth = change.growth();
-        if growth > 0 && *self.content.lock() + queued + growth > part {
+        let would_be = *self.content.lock() + queued + growth;
+        // What is replaced and removed is looked up only where it matters.
+        if growth > 0 && would_be > part && self.replaced(change)? < growth {
             return Err(Error::CatalogFull { place: self.place.clone(), capacity });
         }
         Ok(())
+    }
+
+    /// Bytes of keys and values that a change replaces or removes.
+    fn replaced(&self, change: &Change) -> Result<u64> {
+        let mut seen = HashSet::new();
+        let mut bytes = 0;
+        for (table, key, _) in &change.ops {
+            if seen.insert((table.definition().name().to_owned(), key))
+                && let Some(value) = self.bytes(*table, key)?
+            {
+                bytes += (key.len() + value.len()) as u64;
+            }
+        }
+        Ok(bytes)
     }
 
     async fn commit(self: &Arc<Self>, change: Change) -> Result<()> {
@@ -521,5 +539,61 @@ impl Drop for Catalog {
         {
             tracing::warn!("{error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raid::device::{FileDevice, OpenMode};
+    use raid::runtime::TokioRuntime;
+
+    /// Fills the region with changes of a kind until one is refused; returns how many were taken.
+    async fn fill(catalog: &Arc<Catalog>, from: u32, vital: bool) -> u32 {
+        for number in from.. {
+            let mut change = if vital { Change::vital() } else { Change::new() };
+            change.put_bytes(Table::Segments, &number.to_be_bytes(), vec![7; 2000]);
+            match catalog.submit(change).await {
+                Ok(()) => {}
+                Err(Error::CatalogFull { .. }) => return number,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        unreachable!("a region has an end")
+    }
+
+    #[tokio::test]
+    async fn a_full_region_takes_what_leaves_less_in_it() {
+        let (dir, size) = (tempfile::tempdir().unwrap(), 8 << 20);
+        let path = dir.path().join("volume");
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+        let device: Arc<dyn Device> = Arc::new(FileDevice::open(&path, OpenMode::ReadWrite).unwrap());
+        let tasks = Tasks::new(Arc::new(TokioRuntime::current()));
+        let layout = Layout::plan(size, 2 << 20, uuid::Uuid::from_u128(1)).unwrap();
+        let catalog = Catalog::on_volume(device, layout, tasks, Arc::default()).await.unwrap();
+        let some = fill(&catalog, 0, false).await;
+        let all = fill(&catalog, some, true).await;
+        assert!(some > 100 && all > some + 20, "{some} {all}");
+        // A record that grows by as much as another that goes had; one that is replaced by a smaller one.
+        for vital in [true, false] {
+            let change = || if vital { Change::vital() } else { Change::new() };
+            let mut swap = change();
+            swap.put_bytes(Table::Segments, &u32::from(vital).to_be_bytes(), vec![8; 3900]);
+            swap.delete(Table::Segments, &(2 + u32::from(vital)).to_be_bytes());
+            catalog.submit(swap).await.unwrap();
+            let mut less = change();
+            less.put_bytes(Table::Segments, &(4 + u32::from(vital)).to_be_bytes(), vec![9; 1000]);
+            catalog.submit(less).await.unwrap();
+            // Growth is refused still, by whichever it is.
+            let mut more = change();
+            more.put_bytes(Table::Segments, &6u32.to_be_bytes(), vec![9; 9000]);
+            assert!(matches!(catalog.submit(more).await, Err(Error::CatalogFull { .. })));
+        }
+        for number in 7..all {
+            let mut change = Change::vital();
+            change.delete(Table::Segments, &number.to_be_bytes());
+            catalog.submit(change).await.unwrap();
+        }
+        assert!(fill(&catalog, all, false).await > all + 100);
     }
 }

@@ -20,15 +20,15 @@ const MEMBER: u64 = 24 << 20;
 const CHUNK: u64 = 64 << 10;
 
 /// A mirrored volume whose images outlive it.
-struct Mirror {
+pub(super) struct Mirror {
     _dir: TempDir,
-    images: Vec<PathBuf>,
+    pub(super) images: Vec<PathBuf>,
     /// First byte of the data area in each image.
     data: u64,
 }
 
 impl Mirror {
-    fn new(layout: &str, members: usize) -> Self {
+    pub(super) fn new(layout: &str, members: usize) -> Self {
         let dir = TempDir::new().unwrap();
         let images: Vec<PathBuf> =
             (0..members).map(|number| dir.path().join(format!("disk{number}"))).collect();
@@ -55,7 +55,7 @@ impl Mirror {
     }
 
     /// Runs `work` on a store whose reads each check, and stops all in order or drops all at once.
-    fn run<T>(&self, in_order: bool, work: impl AsyncFnOnce(Arc<Store>, Arc<Volume>) -> T) -> T {
+    pub(super) fn run<T>(&self, in_order: bool, work: impl AsyncFnOnce(Arc<Store>, Arc<Volume>) -> T) -> T {
         let runtime = runtime();
         runtime.block_on(async {
             let options = AssembleOptions { hold_resync: true, ..AssembleOptions::default() };
