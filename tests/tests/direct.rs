@@ -3,9 +3,10 @@
 // A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
 use std::path::PathBuf;
 use tests::process::{Sandbox, bytes_of, refuse, succeed};
-use tests::volumes::{Served, create, pattern};
+use tests::volumes::{Loop, Served, create, pattern};
 
 /// Whether a process has the file open past the page cache.
 fn holds_directly(pid: u32, path: &std::path::Path) -> bool {
@@ -91,6 +92,29 @@ fn clients_that_align_nothing_are_served_past_the_page_cache() {
         assert!(bytes_of(&back) == expected, "without member {without}");
         volume.stop();
     }
+}
+
+/// Disks take whole blocks to be zeroed and given back, and the same client asks for bytes.
+#[test]
+fn clients_that_align_nothing_are_served_from_disks() {
+    let sandbox = Sandbox::new();
+    let attach = |image: &PathBuf| {
+        File::create_new(image).and_then(|file| file.set_len(16 << 20)).unwrap();
+        Loop::attach(image)
+    };
+    let disks: Vec<Loop> = sandbox.images(2).iter().map(attach).collect();
+    let members: Vec<PathBuf> = disks.iter().map(|disk| disk.device().to_owned()).collect();
+    create(&sandbox, &members, "--chunk 64K --name vol");
+    for how in ["", "--direct"] {
+        let volume = Served::start(&sandbox, &members, how);
+        let (model, back) = (sandbox.join("model"), sandbox.join("back"));
+        succeed(sandbox.command("/usr/bin/python3").args(["-c", CLIENT, &volume.uri()]).arg(&model));
+        volume.dump(&back);
+        let model = bytes_of(&model);
+        assert!(bytes_of(&back)[..model.len()] == model[..], "serve {how}");
+        volume.stop();
+    }
+    disks.into_iter().for_each(Loop::detach);
 }
 
 #[test]

@@ -418,3 +418,19 @@ fn a_client_that_goes_away_at_any_byte_of_a_session_in_chunks_costs_nothing() {
     }
     serving.assert_alive();
 }
+
+#[test]
+fn a_flush_on_one_connection_covers_what_was_answered_on_another() {
+    let serving = Serving::start();
+    let mut clients = CHUNKED.map(|style| serving.client_of(style, false));
+    for (writes, flushes) in [(0, 1), (1, 0)] {
+        let asked = serving.gate.asked().len();
+        write(&mut clients[writes], 512, b"one for all");
+        let other = &mut clients[flushes];
+        other.ask(READ, 0, 2, 512, 11);
+        assert_eq!(other.chunks(2, 512), [Chunk::Data { offset: 512, data: b"one for all".to_vec() }]);
+        other.ask(FLUSH, 0, 3, 0, 0);
+        assert_eq!(other.chunks(3, 0), [Chunk::None]);
+        assert_eq!(serving.gate.asked()[asked..], ["write", "read", "flush"], "one device, in this order");
+    }
+}

@@ -263,7 +263,7 @@ struct Connections {
 /// nobody. Must be called within a tokio runtime.
 #[expect(
     deprecated,
-    reason = "what is asked for instead is unsafe, for types whose descriptor may change; an owned one is not of them"
+    reason = "what is asked for instead wants a promise, for types whose descriptor may change: an owned one never does"
 )]
 fn watched(socket: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(socket, Interest::PRIORITY)

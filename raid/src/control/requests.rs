@@ -156,11 +156,12 @@ impl Served {
         Ok(Json(outcome?))
     }
 
-    /// Opens what is to become a member.
+    /// Opens what is to become a member. Before its turn comes, as all that looks at paths: one that hangs holds up nobody
+    /// else.
     async fn open(&self, path: PathBuf) -> Result<Arc<dyn Device>> {
-        let (open, status) = (Arc::clone(&self.open), self.volume.status());
+        let (open, status, held) = (Arc::clone(&self.open), self.volume.status(), self.volume.held());
         let opening = tokio::task::spawn_blocking(move || {
-            refuse_member(&status, &path)?;
+            refuse_member(&status, &held, &path)?;
             open(&path)
         });
         let name = self.volume.name().to_owned();
@@ -169,8 +170,8 @@ impl Served {
 
     /// The member that is meant.
     async fn member(&self, named: MemberName) -> Result<MemberName> {
-        let status = self.volume.status();
-        let resolving = tokio::task::spawn_blocking(move || resolve(&status, &named));
+        let (status, held) = (self.volume.status(), self.volume.held());
+        let resolving = tokio::task::spawn_blocking(move || resolve(&status, &held, &named));
         let name = self.volume.name().to_owned();
         resolving.await.unwrap_or(Err(Error::Stopped { name }))
     }
@@ -198,42 +199,30 @@ async fn stop_volume(State(served): State<Served>) -> Answer<Done> {
 
 async fn fail(State(served): State<Served>, body: Body) -> Answer<Done> {
     let OnMember { member } = read(&body)?;
-    served
-        .carry_out(|served| async move {
-            let member = served.member(member).await?;
-            served.volume.fail(&member).await.map(|()| Done {})
-        })
-        .await
+    let member = served.member(member).await?;
+    served.carry_out(|served| async move { served.volume.fail(&member).await.map(|()| Done {}) }).await
 }
 
 async fn remove(State(served): State<Served>, body: Body) -> Answer<Done> {
     let OnMember { member } = read(&body)?;
-    served
-        .carry_out(|served| async move {
-            let member = served.member(member).await?;
-            served.volume.remove(&member).await.map(|()| Done {})
-        })
-        .await
+    let member = served.member(member).await?;
+    served.carry_out(|served| async move { served.volume.remove(&member).await.map(|()| Done {}) }).await
 }
 
 async fn add(State(served): State<Served>, body: Body) -> Answer<Added> {
     let Add { path, force } = read(&body)?;
-    served
-        .carry_out(move |served| async move {
-            let device = served.open(path).await?;
-            served.volume.add(device, force).await
-        })
-        .await
+    let device = served.open(path).await?;
+    served.carry_out(move |served| async move { served.volume.add(device, force).await }).await
 }
 
 async fn replace(State(served): State<Served>, body: Body) -> Answer<Done> {
     let Replace { member, path } = read(&body)?;
+    let member = served.member(member).await?;
+    let device = served.open(path).await?;
     served
-        .carry_out(|served| async move {
-            let member = served.member(member).await?;
-            let device = served.open(path).await?;
-            served.volume.replace(&member, device).await.map(|()| Done {})
-        })
+        .carry_out(
+            move |served| async move { served.volume.replace(&member, device).await.map(|()| Done {}) },
+        )
         .await
 }
 

@@ -11,9 +11,8 @@ use super::direct::Direct;
 use super::resident::Residency;
 use super::syncs::Syncs;
 use super::write_queue::WriteQueue;
-use super::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range, push_extent};
+use super::{Device, Durability, Extent, INSTANT, Identity, Io, Piece, ZeroMode, check_range, push_extent};
 use crate::error::{Error, Operation, Result};
-use crate::runtime::BoxFuture;
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{Advice, FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -31,6 +30,8 @@ use tokio::sync::Semaphore;
 const MOST_EXTENTS: usize = 1024;
 /// Bytes that one call brings into the page cache at most.
 const MOST_PREFETCH: u64 = 64 << 20;
+/// Bytes of a page of the page cache. Zeroing a disk throws its pages away: whole ones must be all that it meets.
+const PAGE: u64 = 4096;
 
 /// What the holder of a [`FileDevice`] may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub enum Caching {
 /// hundred microseconds. (Writes of 256 KiB and more by several threads at once were tried: no faster, for half as much
 /// processor time again.)
 fn at_once(operation: Operation) -> u64 {
-    if operation == Operation::Flush { u64::MAX } else { 1 << 20 }
+    if operation == Operation::Flush { u64::MAX } else { INSTANT }
 }
 
 /// Blocking threads that a program with files open should allow, made as they are needed: the share of some twenty files.
@@ -75,8 +76,11 @@ pub struct FileDevice {
     mode: OpenMode,
     /// `None`: through the page cache.
     direct: Option<Arc<Direct>>,
-    /// Whether holes can be punched, once that was tried.
-    punches: OnceLock<bool>,
+    /// What zeroing and giving back want to be aligned to: 1 for files.
+    granule: u64,
+    /// Whether holes can be punched fast. Tried when it was opened, so that nobody waits for it later.
+    punches: bool,
+    identity: Identity,
     /// Whether it lies on a rotating disk, once that was looked for.
     rotates: OnceLock<bool>,
     writes: Arc<WriteQueue>,
@@ -149,8 +153,18 @@ impl FileDevice {
         } else {
             Residency::unknown()
         };
+        let granule = if is_regular {
+            1
+        } else {
+            u64::from(rustix::fs::ioctl_blksszget(&file).map_err(failed)?).max(PAGE)
+        };
+        let punches = mode == OpenMode::ReadWrite
+            && if is_regular { can_punch(&file) } else { gives_space_back(&file) };
+        let identity = match is_regular {
+            true => Identity::File { device: stat.st_dev, inode: stat.st_ino },
+            false => Identity::Disk(stat.st_rdev),
+        };
         let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
-        let (punches, rotates) = (OnceLock::new(), OnceLock::new());
         let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
         Ok(Self {
             file,
@@ -160,8 +174,10 @@ impl FileDevice {
             is_regular,
             mode,
             direct,
+            granule,
             punches,
-            rotates,
+            identity,
+            rotates: OnceLock::new(),
             writes,
             residency: Arc::new(residency),
             syncs: Arc::default(),
@@ -208,15 +224,20 @@ impl FileDevice {
         })
     }
 
+    fn is_long_enough(&self) -> bool {
+        check_length(&self.file, self.least(Operation::Write), Operation::Write).is_ok()
+    }
+
     /// Whether the file was long enough in this tick of the coarse clock. A look costs a tenth of what a small write
-    /// does.
+    /// does. Not enough before a write at the very end: that would give a file back its length that was cut short in
+    /// this tick, and nobody would ever know.
     fn was_long_enough(&self) -> bool {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
         let tick = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
         if self.looked.load(Ordering::Relaxed) == tick {
             return true;
         }
-        let is_so = check_length(&self.file, self.least(Operation::Write), Operation::Write).is_ok();
+        let is_so = self.is_long_enough();
         if is_so {
             self.looked.store(tick, Ordering::Relaxed);
         }
@@ -340,7 +361,7 @@ impl Device for FileDevice {
         self.is_instant()
             && len <= at_once(Operation::Write)
             && self.check(Operation::Write, at, len).is_ok()
-            && self.was_long_enough()
+            && (at + len < self.size() && self.was_long_enough() || self.is_long_enough())
             && write_all(&self.file, at, data, Durability::Cached).is_ok()
     }
 
@@ -353,10 +374,14 @@ impl Device for FileDevice {
         if let Err(refused) = self.check(Operation::Discard, at, len) {
             return Box::pin(async { Err(refused) });
         }
-        self.blocking(Operation::Discard, at, len, move |file| match punch(file, at, len) {
-            // Discard is advice: a file system without holes keeps the data, which is allowed.
-            Err(Errno::OPNOTSUPP) => Ok(()),
-            other => Ok(other?),
+        // It is advice: the ends of what is not whole blocks of a disk stay.
+        let middle = within(at..at + len, self.granule);
+        self.blocking(Operation::Discard, at, len, move |file| {
+            match punch(file, middle.start, middle.end - middle.start) {
+                // A file system without holes keeps the data, which is allowed.
+                Err(Errno::OPNOTSUPP) => Ok(()),
+                other => Ok(other?),
+            }
         })
     }
 
@@ -365,21 +390,29 @@ impl Device for FileDevice {
             return Box::pin(async { Err(refused) });
         }
         let (direct, syncs) = (self.direct.clone(), Arc::clone(&self.syncs));
+        let (middle, end) = (within(at..at + len, self.granule), at + len);
         self.blocking(Operation::WriteZeroes, at, len, move |file| {
+            let write = |at: u64, len: u64| match &direct {
+                _ if len == 0 => Ok(()),
+                Some(direct) => direct.zero(file, at, len),
+                None => zero_by_writing(file, at, len),
+            };
             let quick = match mode {
-                ZeroMode::MayPunch => punch(file, at, len),
-                ZeroMode::Allocate if len == 0 => Ok(()),
+                _ if middle.is_empty() => Ok(()),
+                ZeroMode::MayPunch => punch(file, middle.start, middle.end - middle.start),
                 ZeroMode::Allocate => {
                     let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-                    rustix::fs::fallocate(file, flags, at, len)
+                    rustix::fs::fallocate(file, flags, middle.start, middle.end - middle.start)
                 }
             };
             match quick {
-                Err(Errno::OPNOTSUPP) => match direct {
-                    Some(direct) => direct.zero(file, at, len)?,
-                    None => zero_by_writing(file, at, len)?,
-                },
-                other => other?,
+                Err(Errno::OPNOTSUPP) => write(at, len)?,
+                Err(errno) => return Err(errno.into()),
+                // A disk takes whole blocks only.
+                Ok(()) => {
+                    write(at, middle.start - at)?;
+                    write(middle.end, end - middle.end)?;
+                }
             }
             if durability == Durability::Stable { syncs.run(|| sync(file)) } else { Ok(()) }
         })
@@ -443,22 +476,12 @@ impl Device for FileDevice {
 
     /// Punching is fast where the file system can do it, and on a disk that knows of space it need not keep. What keeps
     /// its space may be slow.
-    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
-        if mode != ZeroMode::MayPunch || self.mode == OpenMode::ReadOnly {
-            return Box::pin(async { false });
-        }
-        if !self.is_regular {
-            let gives_back = *self.punches.get_or_init(|| gives_space_back(&self.file));
-            return Box::pin(async move { gives_back });
-        }
-        let file = Arc::clone(&self.file);
-        Box::pin(async move {
-            if let Some(&known) = self.punches.get() {
-                return known;
-            }
-            let tried = tokio::task::spawn_blocking(move || can_punch(&file)).await.unwrap_or(false);
-            *self.punches.get_or_init(|| tried)
-        })
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        mode == ZeroMode::MayPunch && self.punches
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(self.identity)
     }
 
     fn is_rotational(&self) -> bool {
@@ -624,6 +647,12 @@ pub(super) fn write_all(
     Ok(())
 }
 
+/// The whole granules within a range; empty, and at one of its ends, if there are none.
+fn within(range: Range<u64>, granule: u64) -> Range<u64> {
+    let start = range.start.next_multiple_of(granule).min(range.end);
+    start..(range.end / granule * granule).max(start)
+}
+
 fn punch(file: &File, at: u64, len: u64) -> std::result::Result<(), Errno> {
     if len == 0 {
         return Ok(());
@@ -700,13 +729,49 @@ mod tests {
         device.prefetch(0, 8192).await.unwrap();
         assert!(device.prefetch(0, 8193).await.is_err());
         // Temporary files lie where holes can be punched.
-        assert!(device.zeroes_fast(ZeroMode::MayPunch).await);
-        assert!(!device.zeroes_fast(ZeroMode::Allocate).await);
+        assert!(device.zeroes_fast(ZeroMode::MayPunch));
+        assert!(!device.zeroes_fast(ZeroMode::Allocate));
         assert_eq!(device.is_rotational(), device.is_rotational());
         drop(device);
         let read_only = FileDevice::open(file.path(), OpenMode::ReadOnly).unwrap();
-        assert!(!read_only.zeroes_fast(ZeroMode::MayPunch).await);
+        assert!(!read_only.zeroes_fast(ZeroMode::MayPunch));
         assert_eq!(std::fs::read(file.path()).unwrap(), [7; 8192]);
+    }
+
+    #[test]
+    fn what_lies_in_memory_is_read_and_written_in_the_call() {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        file.as_file().set_len(8 << 20).unwrap();
+        let device = FileDevice::open(file.path(), OpenMode::ReadWrite).unwrap();
+        assert!(device.is_instant());
+        let mut found = [0; 5];
+        assert!(device.write_now(8191, &[7; 5]) && device.read_now(8191, &mut found));
+        assert_eq!(found, [7; 5]);
+        let long = vec![1; INSTANT as usize + 1];
+        assert!(!device.write_now(0, &long) && !device.read_now(0, &mut vec![0; long.len()]), "longer ones");
+        assert!(!device.write_now((8 << 20) - 1, &[7; 2]) && !device.read_now((8 << 20) - 1, &mut [0; 2]));
+        // Cut short just after a look: the end would bring the length back, and is looked at each time.
+        assert!(device.write_now(0, &[1]));
+        file.as_file().set_len(4 << 20).unwrap();
+        assert!(!device.write_now((8 << 20) - 4096, &[7; 4096]));
+        assert!(!device.read_now(6 << 20, &mut found));
+        drop(device);
+        let read_only = FileDevice::open(file.path(), OpenMode::ReadOnly).unwrap();
+        assert!(!read_only.is_instant() && !read_only.write_now(0, &[1]));
+    }
+
+    #[test]
+    fn whole_granules_are_found_within_a_range() {
+        assert_eq!(within(5..20, 1), 5..20);
+        assert_eq!(within(4096..8192, 4096), 4096..8192);
+        assert_eq!(within(1..12289, 4096), 4096..12288);
+        for none in [1..4095, 1..2, 4000..4100, 0..0, 4096..4096] {
+            let found = within(none.clone(), 4096);
+            assert!(
+                found.is_empty() && none.start <= found.start && found.end <= none.end,
+                "{none:?}: {found:?}"
+            );
+        }
     }
 
     #[tokio::test]

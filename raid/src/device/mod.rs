@@ -36,6 +36,9 @@ use std::sync::Arc;
 /// bytes.
 pub const EQUALISED: u64 = 64 << 10;
 
+/// Bytes that [`Device::read_now`] and [`Device::write_now`] take at most: longer ones are not tried.
+pub const INSTANT: u64 = 1 << 20;
+
 /// An operation of a device under way.
 pub type Io<'a, T> = BoxFuture<'a, Result<T>>;
 
@@ -102,6 +105,20 @@ impl Piece {
     }
 }
 
+/// A file or disk of the system, while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// A regular file, by the device that it lies on and its number there.
+    File {
+        /// Its number, as `stat(2)` has it.
+        device: u64,
+        /// The file's number there.
+        inode: u64,
+    },
+    /// A block device, by its number: several nodes may lead to it.
+    Disk(u64),
+}
+
 /// A run of bytes that is stored in one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -138,7 +155,7 @@ pub trait Device: Send + Sync + 'static {
     /// Writes all of `data` at `at`.
     fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()>;
 
-    /// Whether it lies in memory: [`Device::write_now`] is worth a try.
+    /// Whether it lies in memory: [`Device::write_now`] is worth a try, with [`INSTANT`] bytes at most.
     fn is_instant(&self) -> bool {
         false
     }
@@ -257,9 +274,15 @@ pub trait Device: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
-    /// Whether [`Device::write_zeroes`] is known to be faster than writing zeroes. Devices that do not know say no.
-    fn zeroes_fast(&self, _mode: ZeroMode) -> BoxFuture<'_, bool> {
-        Box::pin(async { false })
+    /// Whether [`Device::write_zeroes`] is known to be faster than writing zeroes. Devices that do not know say no. Asks
+    /// nobody, so that it can be asked with a lock held.
+    fn zeroes_fast(&self, _mode: ZeroMode) -> bool {
+        false
+    }
+
+    /// Which of the system's files it is, whatever path leads there by now; `None` if it is none. Asks nobody.
+    fn identity(&self) -> Option<Identity> {
+        None
     }
 
     /// Whether it is known to be a rotating disk, or to lie on one.

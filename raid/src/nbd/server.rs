@@ -28,6 +28,9 @@ use tokio_rustls::server::TlsStream;
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_PROBES: u32 = 3;
+/// How long a peer may leave replies unacknowledged, or its window shut: nobody asks it then, and Linux would go on for a
+/// quarter of an hour.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(300);
 /// After a failed accept (no file descriptors, say), the next try waits so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a Unix socket may hold of replies that its client has not read. The usual 208 KiB are three replies of 64 KiB:
@@ -150,7 +153,8 @@ fn tune(stream: &TcpStream) -> std::result::Result<(), Errno> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEP_ALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_PROBES)
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED.as_millis() as u32)
 }
 
 /// One client, from its first byte to its last.

@@ -87,10 +87,8 @@ impl Inner {
         try_join_all(advice).await.map(drop)
     }
 
-    pub(super) async fn zeroes_fast(&self, mode: ZeroMode) -> bool {
-        let roster = self.roster();
-        let told = join_all(roster.written().map(|member| member.device.zeroes_fast(mode))).await;
-        told.into_iter().all(|fast| fast)
+    pub(super) fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        self.roster().written().all(|member| member.device.zeroes_fast(mode))
     }
 
     pub(super) fn is_rotational(&self) -> bool {

@@ -13,7 +13,7 @@
 //! to move; md refuses that too.
 
 use super::{Inner, Roster};
-use crate::error::{Error, Result};
+use crate::error::{Error, Operation, Result};
 use crate::event::Event;
 use crate::geometry::Geometry;
 use crate::member::Member;
@@ -28,7 +28,10 @@ impl Inner {
         let _turn = self.turn().await?;
         self.refuse_if_fixed(&self.roster())?;
         for member in self.roster().enlisted() {
-            member.device.refresh().await?;
+            let device = Arc::clone(&member.device);
+            let looked = async move { device.refresh().await };
+            // One that hangs holds up no other command.
+            self.wait_for_newcomer(member.device.name(), Operation::Read, looked).await?;
         }
         let _lock = self.locks.lock(0..u64::MAX).await;
         let mut meta = self.meta.lock().await;

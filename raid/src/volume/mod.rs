@@ -58,12 +58,12 @@ pub(crate) use roster::{Roster, Seat};
 pub(crate) use stall::Order;
 
 use crate::bitmap::Intent;
-use crate::device::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range};
+use crate::device::{Device, Durability, Extent, INSTANT, Identity, Io, Piece, ZeroMode, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::event::{Event, EventLog, Mismatch};
 use crate::member::Member;
 use crate::orders::{Added, MemberName, SpeedLimits};
-use crate::runtime::{BoxFuture, Runtime};
+use crate::runtime::Runtime;
 use crate::sync::{Progress, Scrub, Speed, scrub};
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
@@ -340,6 +340,14 @@ impl Volume {
         status::status(&self.inner)
     }
 
+    /// Which files and disks its members hold open, each under its name: failed ones too, until they are let go.
+    #[must_use]
+    pub fn held(&self) -> Vec<(String, Identity)> {
+        let roster = self.inner.roster();
+        let held = |member: &Arc<Member>| Some((member.device.name().to_owned(), member.device.identity()?));
+        roster.all().filter_map(held).collect()
+    }
+
     /// Declares a member failed. Refused if it holds the last copy of anything.
     pub async fn fail(&self, member: &MemberName) -> Result<()> {
         let (inner, member) = (Arc::clone(&self.inner), member.clone());
@@ -438,7 +446,7 @@ impl Volume {
         }
         inner.speed.count();
         let body = Arc::clone(inner);
-        run_to_end(inner, async move { body.change(at, change, durability).await })
+        run_to_end(inner, async move { body.change_in_parts(at, change, durability).await })
     }
 }
 
@@ -487,7 +495,7 @@ impl Device for Volume {
     fn write_now(&self, at: u64, data: &[u8]) -> bool {
         let inner = &self.inner;
         let is_allowed = !inner.read_only
-            && !data.is_empty()
+            && (1..=INSTANT).contains(&(data.len() as u64))
             && check_range(Operation::Write, at, data.len() as u64, inner.size()).is_ok();
         let done = is_allowed && inner.write_now(at, data);
         if done {
@@ -560,8 +568,8 @@ impl Device for Volume {
     }
 
     /// A leg that is slow at it makes all slow.
-    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
-        Box::pin(self.inner.zeroes_fast(mode))
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        self.inner.zeroes_fast(mode)
     }
 
     fn is_rotational(&self) -> bool {

@@ -200,8 +200,8 @@ impl Inner {
         self.wait_for_newcomer(device.name(), operation, asked).await.map(drop)
     }
 
-    /// Waits for what a device that is no member yet was asked, which holds the device. The metadata mutex may be held: it
-    /// has the same limit.
+    /// Waits for what a device that is no member yet was asked, which holds the device, or what a member was asked that need
+    /// not leave for being late with it. The metadata mutex may be held: it has the same limit.
     pub(super) async fn wait_for_newcomer<T: Send + 'static>(
         &self,
         name: &str,

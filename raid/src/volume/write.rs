@@ -27,6 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Bytes that are zeroed or given back under one lock.
+const MOST_AT_ONCE: u64 = 64 << 20;
 /// Blocks of one write that may turn out bad before its member counts as failed.
 const MOST_BAD: u64 = 16;
 
@@ -45,6 +47,15 @@ impl Change {
         match self {
             Self::Data(data) => data.len() as u64,
             Self::Zeroes(len, _) | Self::Discard(len) => *len,
+        }
+    }
+
+    /// The same for the first `len` bytes.
+    fn part(&self, len: u64) -> Self {
+        match self {
+            Self::Data(data) => Self::Data(data.slice(..len as usize)),
+            Self::Zeroes(_, mode) => Self::Zeroes(len, *mode),
+            Self::Discard(_) => Self::Discard(len),
         }
     }
 }
@@ -78,18 +89,36 @@ impl Leg<'_> {
 }
 
 impl Inner {
-    /// Makes a change on all live legs. The range lies within the array and is not empty.
-    pub(super) async fn change(
+    /// Makes a change on all live legs. The range lies within the array and is not empty. What comes without a payload may be
+    /// of any length: it is made part by part, each under a lock of its own, so that a leg that has to write the zeroes is
+    /// late with none of them, and nobody waits for all of it who wants some.
+    pub(super) async fn change_in_parts(
         self: &Arc<Self>,
         at: u64,
         change: Change,
         durability: Durability,
     ) -> Result<()> {
         let _entered = self.enter()?;
+        let end = at + change.len();
+        if matches!(change, Change::Data(_)) || change.len() <= MOST_AT_ONCE {
+            return self.change(at, change, durability).await;
+        }
+        let mut next = at;
+        while next < end {
+            let len = (end - next).min(MOST_AT_ONCE - next % MOST_AT_ONCE);
+            self.change(next, change.part(len), Durability::Cached).await?;
+            next += len;
+        }
+        // One flush for all parts.
+        if durability == Durability::Stable { self.flush().await } else { Ok(()) }
+    }
+
+    /// Makes a change on all live legs. The range lies within the array and is not empty.
+    async fn change(self: &Arc<Self>, at: u64, change: Change, durability: Durability) -> Result<()> {
         let range = self.blocks(at, change.len());
         let _lock = self.locks.lock(range.clone()).await;
         self.refuse_if_lost()?;
-        if matches!(change, Change::Discard(_)) && !self.zeroes_fast(ZeroMode::MayPunch).await {
+        if matches!(change, Change::Discard(_)) && !self.zeroes_fast(ZeroMode::MayPunch) {
             // Nobody is promised zeroes. Untouched, all legs stay as equal as they were.
             return Ok(());
         }
@@ -106,6 +135,10 @@ impl Inner {
     /// Writes all live legs where that waits for nothing, in the same order of steps; returns whether it is done. Else
     /// it is to be done by [`Inner::change`], from the start.
     pub(super) fn write_now(self: &Arc<Self>, at: u64, data: &[u8]) -> bool {
+        // Members are of one kind, mostly: one of them tells whether this is worth a lock.
+        if !self.roster.load().written().next().is_some_and(|member| member.device.is_instant()) {
+            return false;
+        }
         let Ok(_entered) = self.enter() else { return false };
         let range = self.blocks(at, data.len() as u64);
         let Some(_lock) = self.locks.try_lock(range.clone()) else { return false };

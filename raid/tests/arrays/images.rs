@@ -84,8 +84,24 @@ impl Array {
         Self::create(layout, sizes, chunk, Bitmap::Internal { region: Some(chunk) }, false).await
     }
 
+    /// One on files in memory, where small operations are done in the call.
+    pub async fn in_memory(layout: &str, sizes: &[u64], chunk: u64) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        Self::create_in(dir, layout, sizes, chunk, Bitmap::STANDARD, true).await
+    }
+
     async fn create(layout: &str, sizes: &[u64], chunk: u64, bitmap: Bitmap, assume_clean: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::create_in(tempfile::tempdir().unwrap(), layout, sizes, chunk, bitmap, assume_clean).await
+    }
+
+    async fn create_in(
+        dir: tempfile::TempDir,
+        layout: &str,
+        sizes: &[u64],
+        chunk: u64,
+        bitmap: Bitmap,
+        assume_clean: bool,
+    ) -> Self {
         let paths: Vec<PathBuf> = (0..sizes.len()).map(|i| dir.path().join(format!("disk{i}"))).collect();
         for (path, size) in paths.iter().zip(sizes) {
             make_image(path, *size).unwrap();

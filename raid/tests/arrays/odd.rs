@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use raid::device::{Device, Durability, Io, Piece, ZeroMode};
-use raid::runtime::BoxFuture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 
 /// A member whose changes can be held back, and whose file system may have no holes: then zeroes are written.
@@ -11,11 +11,17 @@ pub struct Odd {
     under: Arc<dyn Device>,
     has_holes: bool,
     open: Semaphore,
+    longest: AtomicU64,
 }
 
 impl Odd {
     pub fn new(under: Arc<dyn Device>, has_holes: bool) -> Arc<Self> {
-        Arc::new(Self { under, has_holes, open: Semaphore::new(1) })
+        Arc::new(Self { under, has_holes, open: Semaphore::new(1), longest: AtomicU64::new(0) })
+    }
+
+    /// Bytes of the longest range that it was asked to zero.
+    pub fn longest_zeroes(&self) -> u64 {
+        self.longest.load(Ordering::Relaxed)
     }
 
     /// From now on changes wait.
@@ -61,6 +67,7 @@ impl Device for Odd {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()> {
+        self.longest.fetch_max(len, Ordering::Relaxed);
         Box::pin(async move {
             let _passed = self.open.acquire().await.unwrap();
             if self.has_holes {
@@ -75,7 +82,7 @@ impl Device for Odd {
         self.under.locate(at, len)
     }
 
-    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
-        if self.has_holes { self.under.zeroes_fast(mode) } else { Box::pin(async { false }) }
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        self.has_holes && self.under.zeroes_fast(mode)
     }
 }

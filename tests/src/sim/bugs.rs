@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Io, Piece, ZeroMode};
 use raid::error::Error;
-use raid::runtime::{BoxFuture, Runtime};
+use raid::runtime::Runtime;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -224,7 +224,7 @@ impl Device for Buggy {
         }
     }
 
-    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
         self.inner.zeroes_fast(mode)
     }
 

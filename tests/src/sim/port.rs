@@ -5,7 +5,6 @@ use super::executor::Link;
 use bytes::{Bytes, BytesMut};
 use raid::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
 use raid::error::Operation;
-use raid::runtime::BoxFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -119,8 +118,8 @@ impl Device for Plugged {
         self.submit_unit(Request::Zero { at, len, durability })
     }
 
-    fn zeroes_fast(&self, mode: ZeroMode) -> BoxFuture<'_, bool> {
-        Box::pin(async move { mode == ZeroMode::MayPunch })
+    fn zeroes_fast(&self, mode: ZeroMode) -> bool {
+        mode == ZeroMode::MayPunch
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {

@@ -97,7 +97,7 @@ pub(super) async fn execute(
             }
             settle(&*device, at, outcome)
         }
-        Admitted::WriteZeroes { mode, fast: true, .. } if !device.zeroes_fast(mode).await => {
+        Admitted::WriteZeroes { mode, fast: true, .. } if !device.zeroes_fast(mode) => {
             Err(Refusal::new(ErrorCode::NotSupported, "zeroing is no faster than writing here"))
         }
         Admitted::WriteZeroes { at, len, mode, durability, .. } => {

@@ -2,7 +2,7 @@
 
 use super::super::wire::{self, Command, EXTENDED_REQUEST_LEN, Malformed, REQUEST_LEN, Request, Style};
 use super::admit::{Admitted, admit};
-use super::memory::{Lease, MIN_CHARGE};
+use super::memory::Lease;
 use super::reply::{Refusal, Reply, To};
 use super::siblings::Turn;
 use super::stream::Stream;
@@ -12,9 +12,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
 use std::task::{Context, Poll};
 use tokio::io::AsyncReadExt;
+use tokio::task::coop::has_budget_remaining;
 
 /// Capacity for one receive.
-const RECEIVE_BYTES: usize = 128 << 10;
+pub(super) const RECEIVE_BYTES: usize = 128 << 10;
 /// The payload of a refused short request is drained up to this length.
 const MAX_DRAIN: u64 = 2 * wire::MAX_PAYLOAD as u64;
 /// That of an extended one: its clients know the maximum.
@@ -157,8 +158,8 @@ impl<S: Stream> Connection<'_, S> {
         }
     }
 
-    /// The header of a request with a payload is taken. A payload that is here already stays where it lies, unless it
-    /// is so small that it would hold a large buffer for little; the others get a page-aligned buffer of their own.
+    /// The header of a request with a payload is taken. A payload that is here already stays where it lies; the others get
+    /// a page-aligned buffer of their own.
     fn begin_payload(
         &mut self,
         turn: &mut Turn<'_>,
@@ -169,12 +170,7 @@ impl<S: Stream> Connection<'_, S> {
         length: usize,
     ) {
         if self.input.len() >= length {
-            let payload = self.input.split_to(length);
-            let payload = if length < MIN_CHARGE as usize {
-                Bytes::copy_from_slice(&payload)
-            } else {
-                payload.freeze()
-            };
+            let payload = self.input.split_to(length).freeze();
             self.begin(turn, cx, admitted, payload, to, lease);
             return;
         }
@@ -242,7 +238,8 @@ impl<S: Stream> Connection<'_, S> {
                 pin!(self.stream.read_buf(&mut self.input)).poll(cx)
             }
         };
-        self.drained = received.is_pending();
+        // Out of turn is not out of requests: then it is asked again.
+        self.drained = received.is_pending() && has_budget_remaining();
         match received {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => self.eof = true,

@@ -1,15 +1,18 @@
 //! The least that a server can do: what is left to gain for any server, with this client on this machine.
 //!
-//! One blocking thread a connection, no RAID, no locks, no checks worth the name. A read is answered with zeroes out of
-//! memory, no file is touched: that is the client's own ceiling. A write goes to two files by `pwrite`, which no mirror
-//! can do without. As many requests as have come are answered with one `send`. The handshake knows `GO` and nothing else.
+//! One blocking thread a connection, no RAID, no locks, no checks worth the name. A read is answered either with zeroes out
+//! of memory (`nothing`: no file is touched, all of it stays in the processor's cache: the client's own ceiling) or out of
+//! a file (`file`: `pread` into what is sent anyway, and `sendfile` from [`LARGE`] on: the ceiling of whoever serves what
+//! he was asked for). A write goes to two files by `pwrite`, which no mirror can do without. As many requests as have come
+//! are answered with one `send`. The handshake knows `GO` and nothing else.
 //!
-//! It is for measuring against, in a process of its own (`bench bare-child SOCKET FILE FILE`).
+//! It is for measuring against, in a process of its own (`bench bare-child nothing|file SOCKET FILE FILE`).
 
 use raid::nbd::wire::{
     FIXED_NEWSTYLE, GREETING_MAGIC, NO_ZEROES, OPTION_MAGIC, OPTION_REPLY_MAGIC, REQUEST_LEN, REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC, option, transmission_flags as flags,
 };
+use rustix::fs::sendfile;
 use std::fs::File;
 use std::io::{Read, Result, Write};
 use std::os::unix::fs::FileExt;
@@ -21,14 +24,18 @@ const RECEIVED: usize = 128 << 10;
 const SENT: usize = 256 << 10;
 /// Longest request.
 const LONGEST: usize = 32 << 20;
+/// Reads of so many bytes go from the page cache to the socket without a copy.
+const LARGE: usize = 32 << 10;
 const ACK: u32 = 1;
 const INFO: u32 = 3;
 const UNSUPPORTED: u32 = 1 << 31 | 1;
 
 /// Serves until it is killed.
 pub fn work_as_child(arguments: &[String]) {
-    let [socket, files @ ..] = arguments else { panic!("bare-child is called by bench only") };
-    let open = |path: &String| File::options().write(true).open(path).expect("the files are there");
+    let [reads, socket, files @ ..] = arguments else { panic!("bare-child is called by bench only") };
+    let reads_file = reads == "file";
+    let open =
+        |path: &String| File::options().read(true).write(true).open(path).expect("the files are there");
     let files: Vec<File> = files.iter().map(open).collect();
     let size = files[0].metadata().expect("files have sizes").len();
     let listener = UnixListener::bind(socket).expect("the socket is new");
@@ -37,7 +44,7 @@ pub fn work_as_child(arguments: &[String]) {
             let (stream, files) = (stream.expect("a connection"), &files);
             scope.spawn(move || {
                 // Clients hang up as they like.
-                if let Err(ended) = serve(stream, files, size) {
+                if let Err(ended) = serve(stream, files, size, reads_file) {
                     eprintln!("bare server: {ended}");
                 }
             });
@@ -45,7 +52,7 @@ pub fn work_as_child(arguments: &[String]) {
     });
 }
 
-fn serve(mut stream: UnixStream, files: &[File], size: u64) -> Result<()> {
+fn serve(mut stream: UnixStream, files: &[File], size: u64, reads_file: bool) -> Result<()> {
     let mut greeting = Vec::new();
     greeting.extend(GREETING_MAGIC.to_be_bytes());
     greeting.extend(OPTION_MAGIC.to_be_bytes());
@@ -72,13 +79,13 @@ fn serve(mut stream: UnixStream, files: &[File], size: u64) -> Result<()> {
             export.extend(offered.to_be_bytes());
             reply(INFO, &export)?;
             reply(ACK, &[])?;
-            return transmit(stream, files);
+            return transmit(stream, files, reads_file);
         }
         reply(UNSUPPORTED, &[])?;
     }
 }
 
-fn transmit(mut stream: UnixStream, files: &[File]) -> Result<()> {
+fn transmit(mut stream: UnixStream, files: &[File], reads_file: bool) -> Result<()> {
     const READ: u16 = 0;
     const WRITE: u16 = 1;
     const DISCONNECT: u16 = 2;
@@ -115,7 +122,21 @@ fn transmit(mut stream: UnixStream, files: &[File]) -> Result<()> {
             output.extend(&input[at + 8..at + 16]);
             match command {
                 DISCONNECT => return Ok(()),
-                READ => output.extend(&zeroes[..len]),
+                READ if !reads_file => output.extend(&zeroes[..len]),
+                READ if len < LARGE => {
+                    let start = output.len();
+                    output.resize(start + len, 0);
+                    files[0].read_exact_at(&mut output[start..], place)?;
+                }
+                READ => {
+                    stream.write_all(&output)?;
+                    output.clear();
+                    let (mut next, end) = (place, place + len as u64);
+                    while next < end {
+                        let left = (end - next) as usize;
+                        sendfile(&stream, &files[0], Some(&mut next), left)?;
+                    }
+                }
                 WRITE => {
                     for file in files {
                         file.write_all_at(&input[at + REQUEST_LEN..end], place)?;

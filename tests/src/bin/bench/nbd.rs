@@ -1,5 +1,6 @@
 //! The NBD server on a mirrored volume, against servers of a plain file: nbdkit and nbd-server; and against the least
-//! that a server can do (`bare`), which shows how much of a goal this machine and this client leave to anybody.
+//! that a server can do (`bare`, twice for reads), which shows how much of a goal this machine and this client leave to
+//! anybody.
 //!
 //! All of them serve memory-backed files over Unix sockets to the same client, fio's nbd engine, so that what is compared
 //! is the servers. The volume is near-2 on four members: it writes everything twice, its peers once.
@@ -71,9 +72,17 @@ fn measure(case: &Case, connections: u32) {
     let kit = Peer::nbdkit(&sandbox);
     let plain = Peer::nbd_server(&sandbox, "plain", false);
     let spliced = Peer::nbd_server(&sandbox, "splice", true);
-    let bare = Peer::bare(&sandbox);
-    let peers = [&kit, &plain, &spliced, &bare].map(|peer| (peer.process.pid(), peer.uri.clone()));
-    let servers = [&[(served.server.pid(), served.uri())], &peers[..]].concat();
+    let mut peers = vec![("nbdkit file", kit), ("nbd-server", plain), ("nbd-server splice", spliced)];
+    if case.rw.ends_with("read") {
+        peers.push(("(no RAID, reads no file)", Peer::bare(&sandbox, "nothing")));
+    }
+    peers.push(("(no RAID)", Peer::bare(&sandbox, "file")));
+    let mut names = vec!["raid10 n2 on 4 members"];
+    let mut servers = vec![(served.server.pid(), served.uri())];
+    for (name, peer) in &peers {
+        names.push(name);
+        servers.push((peer.process.pid(), peer.uri.clone()));
+    }
     for (pid, uri) in &servers {
         // Holes would be read without touching anything.
         fio(*pid, uri, "write", &format!("--bs=1m --iodepth=4 --size={MIB}M"));
@@ -86,13 +95,6 @@ fn measure(case: &Case, connections: u32) {
     for (pid, uri) in &servers {
         fio(*pid, uri, rw, &how);
     }
-    let names = [
-        "raid10 n2 on 4 members",
-        "nbdkit file",
-        "nbd-server",
-        "nbd-server splice",
-        "(no RAID, reads no file)",
-    ];
     against_peers(&title, unit, &names, goal, |variant, _| {
         let (pid, uri) = &servers[variant];
         fio(*pid, uri, rw, &how)
@@ -158,11 +160,11 @@ impl Peer {
         Self::when_ready(Process::Daemon(pid), &socket, "file")
     }
 
-    fn bare(sandbox: &Sandbox) -> Self {
-        let files = ["bare0", "bare1"].map(|name| backing(sandbox, name));
-        let socket = sandbox.join("bare.sock");
+    fn bare(sandbox: &Sandbox, reads: &str) -> Self {
+        let files = [0, 1].map(|leg| backing(sandbox, &format!("bare-{reads}-{leg}")));
+        let socket = sandbox.join(format!("bare-{reads}.sock"));
         let me = std::env::current_exe().expect("Linux knows the running program");
-        let server = Server::spawn(sandbox.command(me).arg("bare-child").arg(&socket).args(files));
+        let server = Server::spawn(sandbox.command(me).arg("bare-child").arg(reads).arg(&socket).args(files));
         Self::when_ready(Process::Foreground(server), &socket, "")
     }
 
