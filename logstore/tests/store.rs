@@ -7,6 +7,7 @@ mod bad_input;
 mod cleaning;
 mod common;
 mod healing;
+mod names;
 mod space;
 mod transactions;
 

@@ -40,9 +40,10 @@
 
 pub(crate) mod names;
 pub(crate) mod offline;
+mod place;
 mod segment;
 
-use crate::catalog::records::{Swap, Table, TopicRecord};
+use crate::catalog::records::{PartitionKey, Swap, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
@@ -51,8 +52,9 @@ use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
 use crate::tasks::Tasks;
 use parking_lot::Mutex;
+use place::PartitionDir;
 use segment::FileSegment;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -129,6 +131,8 @@ pub(crate) struct DirectoryHome {
     tasks: Arc<Tasks>,
     healing: Arc<Healing>,
     catalog: OnceLock<Arc<Catalog>>,
+    /// Where the partitions are of topics that are not deleted.
+    places: Mutex<HashMap<PartitionKey, Arc<PartitionDir>>>,
     /// Files written since they were last synced. One that is gone was deleted.
     dirty: Mutex<Vec<Weak<FileSegment>>>,
     /// Directories in which a file was made since they were last synced.
@@ -162,6 +166,7 @@ impl DirectoryHome {
             tasks: Arc::clone(&tasks),
             healing: Healing::new(None, Arc::clone(&tasks)),
             catalog: OnceLock::new(),
+            places: Mutex::default(),
             dirty: Mutex::new(Vec::new()),
             dirty_dirs: Mutex::new(BTreeSet::new()),
             flushing: tokio::sync::Mutex::new(()),
@@ -220,6 +225,42 @@ impl DirectoryHome {
             change.delete(Table::Dying, key);
         }
         catalog.submit(change).await
+    }
+
+    /// A partition has this directory, for as long as its topic exists.
+    fn settle_in(&self, key: PartitionKey, topic: &str) -> Arc<PartitionDir> {
+        let path = names::partition_dir(&self.path, topic, key.partition);
+        let place = Arc::new(PartitionDir::new(path));
+        self.places.lock().insert(key, Arc::clone(&place));
+        place
+    }
+
+    /// Where a partition is.
+    fn place_of(&self, id: &PartitionId) -> Arc<PartitionDir> {
+        let known = self.places.lock().get(&id.key).cloned();
+        // Of a topic that was deleted meanwhile.
+        known.unwrap_or_else(|| {
+            let path = names::deleted_dir(&self.path, &id.topic, id.key.topic, id.key.partition);
+            Arc::new(PartitionDir::new(path))
+        })
+    }
+
+    /// Renames the directories of a deleted topic, so that a new one may take its name. What still goes by a name in
+    /// them follows.
+    fn move_away(&self, record: &TopicRecord) -> Result<()> {
+        let mut first = Ok(());
+        for partition in 0..record.partitions {
+            let key = PartitionKey { topic: record.id, partition };
+            let from = names::partition_dir(&self.path, &record.name, partition);
+            let to = names::deleted_dir(&self.path, &record.name, record.id, partition);
+            let place = self.places.lock().remove(&key);
+            let outcome = match place {
+                Some(place) => place.rename(to),
+                None => fs::rename(&from, to),
+            };
+            first = first.and(renamed(&from, outcome));
+        }
+        first.and(sync_dir(&self.path))
     }
 
     /// Takes note that a file was written.
@@ -287,19 +328,24 @@ fn claim(path: &Path) -> Result<File> {
     }
 }
 
-/// Renames the directories of a deleted topic, so that a new one may take its name.
+/// Renames the directories of a topic that was deleted before the start.
 fn rename_away(root: &Path, record: &TopicRecord, keep: &BTreeSet<PathBuf>) -> Result<()> {
     for partition in 0..record.partitions {
         let from = names::partition_dir(root, &record.name, partition);
         if keep.contains(&from) {
             continue;
         }
-        match fs::rename(&from, names::deleted_dir(root, record, partition)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            outcome => at("rename", &from, outcome)?,
-        }
+        renamed(&from, fs::rename(&from, names::deleted_dir(root, &record.name, record.id, partition)))?;
     }
     sync_dir(root)
+}
+
+/// What came of renaming a directory; one that is gone is no failure.
+fn renamed(from: &Path, outcome: io::Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => at("rename", from, outcome),
+    }
 }
 
 /// Removes a partition's directory that belongs to no topic, unless it holds records: those are not ours to judge.
@@ -318,7 +364,7 @@ impl Home for Arc<DirectoryHome> {
     }
 
     fn segments<'a>(&'a self, id: &'a PartitionId, swap: Option<Swap>) -> Io<'a, Vec<Found>> {
-        let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
+        let dir = self.settle_in(id.key, &id.topic);
         let (home, id) = (Arc::clone(self), id.clone());
         Box::pin(blocking(move || segment::find(&home, &id, &dir, swap)))
     }
@@ -328,13 +374,11 @@ impl Home for Arc<DirectoryHome> {
     }
 
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
-        let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
-        FileSegment::new(self, id, dir, base)
+        FileSegment::new(self, id, self.place_of(id), base)
     }
 
     fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
-        let dir = names::partition_dir(&self.path, &id.topic, id.key.partition);
-        FileSegment::beside(self, id, dir, base)
+        FileSegment::beside(self, id, self.place_of(id), base)
     }
 
     fn space(&self) -> Result<Option<Space>> {
@@ -346,15 +390,19 @@ impl Home for Arc<DirectoryHome> {
     }
 
     fn prepare_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()> {
-        let (root, record) = (self.path.clone(), record.clone());
+        let (home, record) = (Arc::clone(self), record.clone());
         Box::pin(blocking(move || {
             for partition in 0..record.partitions {
-                let dir = names::partition_dir(&root, &record.name, partition);
+                let dir = names::partition_dir(&home.path, &record.name, partition);
                 at("create", &dir, fs::create_dir(&dir))?;
                 write_file(&dir.join("partition.metadata"), names::partition_metadata(record.id).as_bytes())?;
                 sync_dir(&dir)?;
             }
-            sync_dir(&root)
+            sync_dir(&home.path)?;
+            for partition in 0..record.partitions {
+                home.settle_in(PartitionKey { topic: record.id, partition }, &record.name);
+            }
+            Ok(())
         }))
     }
 
@@ -363,8 +411,8 @@ impl Home for Arc<DirectoryHome> {
     }
 
     fn topic_forgotten<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()> {
-        let (root, record) = (self.path.clone(), record.clone());
-        Box::pin(blocking(move || rename_away(&root, &record, &BTreeSet::new())))
+        let (home, record) = (Arc::clone(self), record.clone());
+        Box::pin(blocking(move || home.move_away(&record)))
     }
 
     fn remove_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()> {
@@ -372,7 +420,8 @@ impl Home for Arc<DirectoryHome> {
             let (root, gone) = (self.path.clone(), record.clone());
             blocking(move || {
                 (0..gone.partitions)
-                    .try_for_each(|partition| remove_dir(&names::deleted_dir(&root, &gone, partition)))
+                    .map(|partition| names::deleted_dir(&root, &gone.name, gone.id, partition))
+                    .try_for_each(|dir| remove_dir(&dir))
             })
             .await?;
             let Some(catalog) = self.catalog.get() else { return Ok(()) };

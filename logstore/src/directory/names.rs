@@ -1,6 +1,5 @@
 //! Kafka's names for files and directories. Pure.
 
-use crate::catalog::records::TopicRecord;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -15,11 +14,11 @@ pub(super) fn partition_dir(root: &Path, topic: &str, partition: u32) -> PathBuf
 }
 
 /// What that directory is called once the topic is deleted. The id keeps it apart from a later topic's of the name.
-pub(super) fn deleted_dir(root: &Path, record: &TopicRecord, partition: u32) -> PathBuf {
-    let tail = format!("-{partition}.{}{DELETED}", record.id.simple());
-    let keep = record.name.len().min(LONGEST - tail.len());
+pub(super) fn deleted_dir(root: &Path, topic: &str, id: Uuid, partition: u32) -> PathBuf {
+    let tail = format!("-{partition}.{}{DELETED}", id.simple());
+    let keep = topic.len().min(LONGEST - tail.len());
     // Topic names are ASCII, so any length is a boundary.
-    root.join(format!("{}{tail}", record.name.get(..keep).unwrap_or_default()))
+    root.join(format!("{}{tail}", topic.get(..keep).unwrap_or_default()))
 }
 
 /// Whether a directory's name is that of a partition: `<topic>-<number>`.
@@ -82,7 +81,6 @@ pub(crate) fn partition_metadata(topic: Uuid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn names_are_kafkas() {
@@ -108,13 +106,7 @@ mod tests {
 
     #[test]
     fn the_longest_topic_can_be_deleted() {
-        let record = TopicRecord {
-            name: "t".repeat(249),
-            id: Uuid::from_u128(5),
-            partitions: 1,
-            config: BTreeMap::new(),
-        };
-        let path = deleted_dir(Path::new("/"), &record, 4_000_000_000);
+        let path = deleted_dir(Path::new("/"), &"t".repeat(249), Uuid::from_u128(5), 4_000_000_000);
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(name.len() <= 255 && name.ends_with("-delete"));
     }

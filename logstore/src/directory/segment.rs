@@ -4,9 +4,13 @@
 //! thread hop. The file being appended to stays open; a closed one is opened when it is read, and for as long as a
 //! reader holds it, so that descriptors do not grow with the number of segments.
 //!
+//! Names: a segment that is dropped from a log that goes on holds an offset at least, and a log's end never goes back while
+//! its partition is open: so the name of one that waits to be removed is never given to another.
+//!
 //! Kafka's `.txnindex` has no checksum, and a snapshot's does not say whose it is. So for a segment that has both, the
 //! catalog keeps their lengths and checksums; a `.txnindex` without them is none. One without entries has no file.
 
+use super::place::PartitionDir;
 use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Swap, Table};
@@ -40,7 +44,7 @@ struct Slot {
 pub(super) struct FileSegment {
     home: Arc<DirectoryHome>,
     partition: PartitionKey,
-    dir: PathBuf,
+    dir: Arc<PartitionDir>,
     base: i64,
     slot: Mutex<Slot>,
     /// It is in the home's list of files to sync.
@@ -49,6 +53,8 @@ pub(super) struct FileSegment {
     dead: AtomicBool,
     /// No record speaks of it: its files go when it is dropped.
     freed: AtomicBool,
+    /// Its files are gone.
+    erased: AtomicBool,
     /// It is written beside the log, under another name.
     beside: AtomicBool,
     /// What is to be written beside it once it has its own name, and up to where it reaches.
@@ -66,9 +72,10 @@ impl std::fmt::Debug for FileSegment {
 pub(super) fn find(
     home: &Arc<DirectoryHome>,
     id: &PartitionId,
-    dir: &Path,
+    place: &Arc<PartitionDir>,
     swap: Option<Swap>,
 ) -> Result<Vec<Found>> {
+    let dir = &*place.path();
     if let Some(Swap { base, end }) = swap {
         finish_swap(dir, base, end)?;
     }
@@ -85,7 +92,7 @@ pub(super) fn find(
             let size = data.len();
             let written =
                 Some(data.mtime().saturating_mul(1000).saturating_add(data.mtime_nsec() / 1_000_000));
-            let bytes = FileSegment::new(home, id, dir.to_owned(), base);
+            let bytes = FileSegment::new(home, id, Arc::clone(place), base);
             found.push(Found { base, bytes, sealed: Some(size), reach: size, exact: true, written });
         }
     }
@@ -98,7 +105,12 @@ pub(super) fn find(
 }
 
 impl FileSegment {
-    pub(super) fn new(home: &Arc<DirectoryHome>, id: &PartitionId, dir: PathBuf, base: i64) -> Arc<Self> {
+    pub(super) fn new(
+        home: &Arc<DirectoryHome>,
+        id: &PartitionId,
+        dir: Arc<PartitionDir>,
+        base: i64,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             home: Arc::clone(home),
             partition: id.key,
@@ -108,6 +120,7 @@ impl FileSegment {
             dirty: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
+            erased: AtomicBool::new(false),
             beside: AtomicBool::new(false),
             pending: Mutex::default(),
             this: Weak::clone(this),
@@ -115,25 +128,34 @@ impl FileSegment {
     }
 
     /// A segment that is to take the place of another.
-    pub(super) fn beside(home: &Arc<DirectoryHome>, id: &PartitionId, dir: PathBuf, base: i64) -> Arc<Self> {
+    pub(super) fn beside(
+        home: &Arc<DirectoryHome>,
+        id: &PartitionId,
+        dir: Arc<PartitionDir>,
+        base: i64,
+    ) -> Arc<Self> {
         let segment = Self::new(home, id, dir, base);
         segment.beside.store(true, Ordering::Release);
         segment
     }
 
     fn path(&self) -> PathBuf {
-        if self.beside.load(Ordering::Acquire) {
-            return names::cleaned_file(&self.dir, self.base);
-        }
-        names::offset_file(&self.dir, self.base, "log")
+        self.dir.with(|dir| self.path_in(dir))
     }
 
-    fn sidecar_path(&self, kind: Kind, end: i64) -> PathBuf {
+    fn path_in(&self, dir: &Path) -> PathBuf {
+        if self.beside.load(Ordering::Acquire) {
+            return names::cleaned_file(dir, self.base);
+        }
+        names::offset_file(dir, self.base, "log")
+    }
+
+    fn sidecar_in(&self, dir: &Path, kind: Kind, end: i64) -> PathBuf {
         match kind {
-            Kind::OffsetIndex => names::offset_file(&self.dir, self.base, "index"),
-            Kind::TimeIndex => names::offset_file(&self.dir, self.base, "timeindex"),
-            Kind::Snapshot => names::offset_file(&self.dir, end, "snapshot"),
-            Kind::TxnIndex => names::offset_file(&self.dir, self.base, "txnindex"),
+            Kind::OffsetIndex => names::offset_file(dir, self.base, "index"),
+            Kind::TimeIndex => names::offset_file(dir, self.base, "timeindex"),
+            Kind::Snapshot => names::offset_file(dir, end, "snapshot"),
+            Kind::TxnIndex => names::offset_file(dir, self.base, "txnindex"),
         }
     }
 
@@ -147,10 +169,11 @@ impl FileSegment {
     }
 
     /// The files that nobody needs without the segment; the producers where it starts among them.
-    fn paths(&self) -> [PathBuf; 5] {
+    fn names(&self) -> [PathBuf; 5] {
+        let here = Path::new("");
         let derived = [Kind::OffsetIndex, Kind::TimeIndex, Kind::TxnIndex, Kind::Snapshot];
-        let [offsets, times, aborted, producers] = derived.map(|kind| self.sidecar_path(kind, self.base));
-        [self.path(), offsets, times, aborted, producers]
+        let [offsets, times, aborted, producers] = derived.map(|kind| self.sidecar_in(here, kind, self.base));
+        [self.path_in(here), offsets, times, aborted, producers]
     }
 
     fn is_open(&self) -> Option<Arc<File>> {
@@ -163,9 +186,12 @@ impl FileSegment {
         if let Some(file) = self.is_open() {
             return Ok(file);
         }
-        let path = self.path();
+        let (dir, name) = (Arc::clone(&self.dir), self.path_in(Path::new("")));
         let file = blocking(move || {
-            at("open", &path, File::options().read(true).write(true).open(&path)).map(Arc::new)
+            dir.with(|dir| {
+                let path = dir.join(name);
+                at("open", &path, File::options().read(true).write(true).open(&path)).map(Arc::new)
+            })
         })
         .await?;
         let mut slot = self.slot.lock();
@@ -185,13 +211,16 @@ impl FileSegment {
         if self.dead.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        let path = self.path();
+        let (dir, name) = (Arc::clone(&self.dir), self.path_in(Path::new("")));
         let file = blocking(move || {
-            let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            at("open", &path, options).map(Arc::new)
+            dir.with(|dir| {
+                let path = dir.join(name);
+                let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+                at("open", &path, options).map(Arc::new)
+            })
         })
         .await?;
-        self.home.soil_dir(&self.dir);
+        self.home.soil_dir(&self.dir.path());
         let mut slot = self.slot.lock();
         slot.seen = Arc::downgrade(&file);
         slot.held = Some(Arc::clone(&file));
@@ -208,7 +237,7 @@ impl FileSegment {
     pub(super) async fn sync(&self) -> Result<()> {
         // Cleared first: a write that comes while the sync runs makes it dirty again.
         self.dirty.store(false, Ordering::Release);
-        if self.freed.load(Ordering::Acquire) {
+        if self.freed.load(Ordering::Acquire) || self.erased.load(Ordering::Acquire) {
             return Ok(());
         }
         let (file, path) = (self.file().await?, self.path());
@@ -224,9 +253,9 @@ impl FileSegment {
         if sidecars.iter().any(|(kind, _)| *kind == Kind::TxnIndex) {
             change.put(Table::Segments, &self.key(), &checksums(&sidecars));
         }
+        let (dir, base) = (self.dir.path(), self.base);
         let files: Vec<_> =
-            sidecars.into_iter().map(|(kind, bytes)| (self.sidecar_path(kind, end), bytes)).collect();
-        let (dir, base) = (self.dir.clone(), self.base);
+            sidecars.into_iter().map(|(kind, bytes)| (self.sidecar_in(&dir, kind, end), bytes)).collect();
         blocking(move || {
             for (path, bytes) in &files {
                 let absent = bytes.is_empty() && path.extension().is_some_and(|found| found == "txnindex");
@@ -249,7 +278,8 @@ impl FileSegment {
         let Sealing { end, sidecars, written, change, .. } = sealing;
         // Its bytes and length, before its name says that they are there.
         let (file, from) = (self.file_to_append().await?, self.path());
-        let (dir, to) = (self.dir.clone(), names::swap_file(&self.dir, self.base, end));
+        let dir = self.dir.path();
+        let to = names::swap_file(&dir, self.base, end);
         blocking(move || {
             if let Some(written) = written.and_then(|at| u64::try_from(at).ok()) {
                 // It is not younger for having been compacted.
@@ -272,7 +302,8 @@ impl FileSegment {
         all.join(change);
         // The snapshot at its end is there already.
         let derived = sidecars.into_iter().filter(|(kind, _)| *kind != Kind::Snapshot);
-        let files = derived.map(|(kind, bytes)| (self.sidecar_path(kind, end), bytes)).collect();
+        let place = self.dir.path();
+        let files = derived.map(|(kind, bytes)| (self.sidecar_in(&place, kind, end), bytes)).collect();
         *self.pending.lock() = (end, files);
         let catalog = self.home.catalog.get().ok_or(Error::Closed)?;
         // From here on its file is removed only if it is known that the commit did not happen.
@@ -286,7 +317,7 @@ impl FileSegment {
 
     async fn settle_now(&self) -> Result<()> {
         let (end, files) = std::mem::take(&mut *self.pending.lock());
-        let (dir, base) = (self.dir.clone(), self.base);
+        let (dir, base) = (self.dir.path(), self.base);
         blocking(move || {
             finish_swap(&dir, base, end)?;
             let present = files.iter().filter(|(_, bytes)| !bytes.is_empty());
@@ -360,7 +391,6 @@ impl SegmentBytes for FileSegment {
     }
 
     fn sidecar(&self, kind: Kind, end: i64) -> Io<'_, Option<Bytes>> {
-        let path = self.sidecar_path(kind, end);
         Box::pin(async move {
             let summed = matches!(kind, Kind::Snapshot | Kind::TxnIndex);
             let record = if summed { self.record()? } else { None };
@@ -370,12 +400,14 @@ impl SegmentBytes for FileSegment {
                 Some(blob) if blob.len == 0 => return Ok(Some(Bytes::new())),
                 _ => {}
             }
-            let name = path.clone();
-            let found = blocking(move || read_whole(&path)).await?;
+            let (dir, name) = (Arc::clone(&self.dir), self.sidecar_in(Path::new(""), kind, end));
+            let wanted = name.clone();
+            let found = blocking(move || dir.with(|dir| read_whole(&dir.join(wanted)))).await?;
             let Some(blob) = known else { return Ok(found) };
             let good = found.filter(|b| b.len() as u64 == blob.len && crc32c::crc32c(b) == blob.crc);
             if good.is_none() {
-                tracing::warn!("{} is missing or not as it was written, and is not used", name.display());
+                let path = self.dir.path().join(name);
+                tracing::warn!("{} is missing or not as it was written, and is not used", path.display());
             }
             Ok(good)
         })
@@ -420,12 +452,15 @@ impl SegmentBytes for FileSegment {
 
     fn erase(&self) -> Io<'_, ()> {
         self.dead.store(true, Ordering::Release);
-        self.forgotten();
-        let (paths, dir) = (self.paths(), self.dir.clone());
+        self.erased.store(true, Ordering::Release);
+        self.slot.lock().held = None;
+        let (names, dir) = (self.names(), Arc::clone(&self.dir));
         Box::pin(async move {
             blocking(move || {
-                paths.iter().try_for_each(|path| remove(path))?;
-                sync_dir(&dir)
+                dir.with(|dir| {
+                    names.iter().try_for_each(|name| remove(&dir.join(name)))?;
+                    sync_dir(dir)
+                })
             })
             .await?;
             let (Some(catalog), Some(_)) = (self.home.catalog.get(), self.record()?) else { return Ok(()) };
@@ -440,13 +475,11 @@ impl Drop for FileSegment {
     fn drop(&mut self) {
         if *self.beside.get_mut() {
             // Written for nothing: it never took its place.
-            let paths = [
-                names::cleaned_file(&self.dir, self.base),
-                names::swap_file(&self.dir, self.base, self.pending.get_mut().0),
-            ];
+            let (here, end) = (Path::new(""), self.pending.get_mut().0);
+            let names = vec![names::cleaned_file(here, self.base), names::swap_file(here, self.base, end)];
+            let dir = Arc::clone(&self.dir);
             self.home.tasks.spawn(Box::pin(async move {
-                let removed = blocking(move || paths.iter().try_for_each(|path| remove(path))).await;
-                if let Err(error) = removed {
+                if let Err(error) = remove_all(dir, names).await {
                     tracing::warn!(
                         "what compaction wrote for nothing is there until the next start: {error}"
                     );
@@ -457,10 +490,9 @@ impl Drop for FileSegment {
         if !*self.freed.get_mut() {
             return;
         }
-        let paths = self.paths();
+        let (dir, names) = (Arc::clone(&self.dir), self.names().to_vec());
         self.home.tasks.spawn(Box::pin(async move {
-            let removed = blocking(move || paths.iter().try_for_each(|path| remove(path))).await;
-            if let Err(error) = removed {
+            if let Err(error) = remove_all(dir, names).await {
                 // The next start removes it: it lies below its log's start.
                 tracing::warn!("a deleted segment is still there: {error}");
             }
@@ -519,6 +551,11 @@ fn remove_old_snapshots(dir: &Path, base: i64, end: i64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes files by the name that their directory has when its turn comes.
+async fn remove_all(dir: Arc<PartitionDir>, names: Vec<PathBuf>) -> Result<()> {
+    blocking(move || dir.with(|dir| names.iter().try_for_each(|name| remove(&dir.join(name))))).await
 }
 
 /// Removes a file; with its topic's directory it may be gone already.

@@ -171,7 +171,9 @@ impl Partition {
         appender: Option<&mut Appender>,
     ) -> Result<()> {
         let segments = self.log.read().segments.clone();
-        let mut count = count;
+        // An empty one at the end stays: the next one would have its base offset, and in a directory its name.
+        let empty = segments.last().filter(|last| last.end().next == last.base);
+        let mut count = count.min(segments.len() - usize::from(empty.is_some()));
         match appender {
             // It is deleted, so it need not be sealed.
             Some(appender) if count == segments.len() => appender.active = None,

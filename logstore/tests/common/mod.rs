@@ -193,7 +193,8 @@ impl Place {
     /// Runs `work` on a store, and then drops everything without closing, as kill -9 does: the runtime goes, and
     /// every task with it.
     pub fn run<T>(&self, work: impl AsyncFnOnce(Arc<Store>) -> T) -> T {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         runtime.block_on(async {
             let store = self.open().await.unwrap();
             work(store).await
@@ -206,7 +207,8 @@ impl Place {
         set: impl FnOnce(&mut StoreOptions),
         work: impl AsyncFnOnce(Arc<Store>) -> T,
     ) -> T {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         runtime.block_on(async {
             let mut options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
             set(&mut options);
@@ -217,7 +219,8 @@ impl Place {
 
     /// The same by another clock; `in_order` closes the store.
     pub fn run_by<T>(&self, clock: &Clock, in_order: bool, work: impl AsyncFnOnce(Arc<Store>) -> T) -> T {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         runtime.block_on(async {
             let options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
             let runtime = Arc::new(Late { inner: TokioRuntime::current(), clock: clock.clone() });

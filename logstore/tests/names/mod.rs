@@ -1,0 +1,93 @@
+//! Names and places that are used again: whoever gave one up takes nothing of its next holder's with it. On both homes, with
+//! and without a delay between a deletion and the return of the space.
+
+use super::common::*;
+use logstore::{Partition, ReadLimit, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long what is deleted stays, in milliseconds.
+const DELAYS: [&str; 2] = ["0", "300"];
+
+async fn fill(log: &Arc<Partition>, numbers: std::ops::Range<u8>) {
+    for at in numbers {
+        append_stable(log, &sized(300, at)).await;
+    }
+}
+
+async fn holds(log: &Partition, from: i64, numbers: std::ops::Range<u8>, what: &str) {
+    let got = read_all(log).await;
+    assert_eq!(got.first().map(|(base, _)| *base), Some(from), "{what}");
+    assert_eq!(got.len(), numbers.len(), "{what}");
+    for ((_, got), at) in got.iter().zip(numbers) {
+        assert_eq!(records(got), records(&sized(300, at).bytes()), "{what}: record {at}");
+    }
+}
+
+/// Lets the delay of whatever was deleted pass, and the removal come to its end: nothing tells of it.
+async fn delay_passed(store: &Store) {
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    store.quiet().await;
+}
+
+#[test]
+fn a_topic_made_anew_keeps_its_records_when_the_old_one_goes() {
+    for delay in DELAYS {
+        for (place, home) in Place::both().into_iter().zip(["directory", "volume"]) {
+            let what = format!("{home}, delay {delay}");
+            let own = [("segment.bytes", "4000"), ("file.delete.delay.ms", delay)];
+            place.run_and_close(async |store: Arc<Store>| {
+                let old = topic(&store, "t", &own).await;
+                fill(&old, 0..60).await;
+                // Some of it waits to be removed by itself already.
+                let early = old.read(0, 1000, ReadLimit::HighWatermark, true).await.unwrap();
+                assert!(old.delete_records_before(30).await.unwrap() == 30);
+                let late = old.read(55, 1000, ReadLimit::HighWatermark, true).await.unwrap();
+                let before = (early.copy().await.unwrap(), late.copy().await.unwrap());
+                store.delete_topic("t").await.unwrap();
+                drop(old);
+                let new = topic(&store, "t", &own).await;
+                fill(&new, 100..160).await;
+                assert_eq!((early.copy().await.unwrap(), late.copy().await.unwrap()), before, "{what}");
+                drop((early, late));
+                delay_passed(&store).await;
+                holds(&new, 0, 100..160, &what).await;
+            });
+            place.run(async |store: Arc<Store>| {
+                let log = first(&store, "t");
+                holds(&log, 0, 100..160, &what).await;
+                fill(&log, 160..170).await;
+            });
+            place.run(async |store: Arc<Store>| {
+                assert_eq!(read_all(&first(&store, "t")).await.len(), 70, "{what}");
+            });
+        }
+    }
+}
+
+#[test]
+fn what_follows_an_empty_segment_survives_its_deletion() {
+    for delay in DELAYS {
+        for (place, home) in Place::both().into_iter().zip(["directory", "volume"]) {
+            let what = format!("{home}, delay {delay}");
+            let clock = Clock::default();
+            place.run_by(&clock, true, async |store: Arc<Store>| {
+                let own = [("segment.ms", "1000"), ("file.delete.delay.ms", delay)];
+                let log = topic(&store, "t", &own).await;
+                fill(&log, 0..10).await;
+                clock.pass(5000);
+                // The segment is old and ends: the one that begins is empty.
+                store.enforce_retention().await.unwrap();
+                assert_eq!(log.delete_records_before(10).await.unwrap(), 10);
+                fill(&log, 10..20).await;
+                delay_passed(&store).await;
+                holds(&log, 10, 10..20, &what).await;
+            });
+            for in_order in [false, true] {
+                place.run_by(&clock, in_order, async |store: Arc<Store>| {
+                    holds(&first(&store, "t"), 10, 10..20, &what).await;
+                });
+            }
+        }
+    }
+}
