@@ -160,9 +160,10 @@ impl FileDevice {
         };
         let punches = mode == OpenMode::ReadWrite
             && if is_regular { can_punch(&file) } else { gives_space_back(&file) };
-        let identity = match is_regular {
-            true => Identity::File { device: stat.st_dev, inode: stat.st_ino },
-            false => Identity::Disk(stat.st_rdev),
+        let identity = if is_regular {
+            Identity::File { device: stat.st_dev, inode: stat.st_ino }
+        } else {
+            Identity::Disk(stat.st_rdev)
         };
         let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
         let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
