@@ -8,6 +8,7 @@ mod cleaning;
 mod common;
 mod healing;
 mod names;
+mod recovering;
 mod space;
 mod transactions;
 

@@ -2,8 +2,9 @@
 //!
 //! **Closed in order**: the catalog says where the log ends and how long its last segment is; if what is there agrees,
 //! nothing is read. **Not closed in order**: segments that end at or before the recovery point are whole; from there
-//! on every batch is read and checked (frame, checksum, offsets that follow each other, epochs that do not fall), up
-//! to the first that is not sound in any copy. Where copies may differ, the good one is made the content of all before it
+//! on every batch is read and checked (frame, checksum, offsets that follow each other), up to the first that is not sound
+//! in any copy. Its leader epoch no checksum covers: the catalog knew it before the first append of each, and where the
+//! batch says another, it is stamped anew. Where copies may differ, the good one is made the content of all before it
 //! counts ([`crate::heal`]). Segments that are not read are guarded where copies
 //! may differ ([`crate::unsynced`]). What lies behind the end is cut off, and the cut is made durable before anything is
 //! served: a tail that was torn once can never come back, not even in part. Index and producers are made on the way.
@@ -16,10 +17,11 @@
 
 use super::transactions::Replay;
 use super::{Appender, Log, Partition, Progress, Visible, append::Active};
-use crate::batch::{BatchFault, Header};
+use crate::batch::{self, BatchFault, Header};
 use crate::catalog::records::PartitionRecord;
 use crate::config::TopicConfig;
 use crate::context::Context;
+use crate::epochs::Epochs;
 use crate::error::Result;
 use crate::heal::Ground;
 use crate::home::{Found, PartitionId, SegmentBytes};
@@ -141,23 +143,36 @@ struct Scanned {
 }
 
 /// Checks a segment from its start to the end of `ground`.
-async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut Replay) -> Result<Scanned> {
+async fn scan(
+    ground: Ground<'_>,
+    interval: u64,
+    chain: &mut Chain<'_>,
+    replay: &mut Replay,
+) -> Result<Scanned> {
     let Ground { id, bytes, base, end: End { size: reach, .. }, .. } = ground;
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
     let mut end = End { size: 0, next: base };
     let (mut opened, mut transactions_from, mut fault) = (None, None, None);
     let mut mends = Mends::default();
+    let mut restamped = 0;
     while let Some(outcome) = scan.batch_at(end.size).await? {
         let found = outcome.and_then(|header| follows(header, end, base, chain));
-        let ground = Ground { epoch: chain.epoch, ..ground };
-        let header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
+        let mut header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
             Ok(header) => header,
             Err(found) => {
                 fault = Some(found);
                 break;
             }
         };
+        let epoch = chain.epoch_of(&header);
+        if header.leader_epoch != epoch {
+            // What waits to be made equal in all copies says the other epoch, and would be written over it.
+            mends.carry_out(bytes).await?;
+            header.leader_epoch = epoch;
+            restamp(&ground, end.size, epoch).await;
+            restamped += 1;
+        }
         index.add(&header, end.size, interval);
         replay.see(&header, scan.marker_at(end.size, &header).await?);
         if header.is_transactional() {
@@ -168,6 +183,12 @@ async fn scan(ground: Ground<'_>, interval: u64, chain: &mut Chain, replay: &mut
         end = End { size: end.size + u64::from(header.size), next: header.next_offset() };
     }
     mends.carry_out(bytes).await?;
+    if restamped > 0 {
+        let (topic, partition) = (&id.topic, id.key.partition);
+        tracing::warn!(
+            "{topic}-{partition}: {restamped} batches of segment {base} said a leader epoch in which they were not written"
+        );
+    }
     if mends.batches > 0 {
         bytes.healing().mended(mends.batches);
         tracing::warn!(
@@ -228,7 +249,7 @@ async fn choose(
     scan: &mut Scan<'_>,
     mends: &mut Mends,
     end: End,
-    chain: &Chain,
+    chain: &Chain<'_>,
     found: std::result::Result<Header, BatchFault>,
 ) -> Result<std::result::Result<Header, BatchFault>> {
     let bytes = ground.bytes;
@@ -255,15 +276,44 @@ async fn choose(
 }
 
 /// What holds a batch to those before it.
-struct Chain {
+struct Chain<'a> {
     /// The epoch of the batch before.
     epoch: i32,
+    /// The newest that may have written.
+    latest: i32,
+    /// What wrote where, as the catalog has it.
+    epochs: &'a Epochs,
     /// Before this offset compaction may have left gaps.
     gaps_below: i64,
 }
 
+impl Chain<'_> {
+    /// The epoch in which a sound batch was written. Before the start of the log the catalog does not know it.
+    fn epoch_of(&self, header: &Header) -> i32 {
+        let said = || header.leader_epoch.clamp(self.epoch, self.latest.max(self.epoch));
+        self.epochs.at(header.base_offset).unwrap_or_else(said)
+    }
+}
+
+/// Writes the right leader epoch into a batch: durable with the flush that ends recovery. A disk that does not take it
+/// changes nothing of what is served but this number.
+async fn restamp(ground: &Ground<'_>, position: u64, epoch: i32) {
+    let (stamp, Ground { id, base, .. }) = (Bytes::copy_from_slice(&epoch.to_be_bytes()), ground);
+    if let Err(error) = ground.bytes.write(position + batch::FRAME as u64, stamp).await {
+        let (topic, partition) = (&id.topic, id.key.partition);
+        tracing::warn!(
+            "{topic}-{partition}: byte {position} of segment {base} keeps a wrong leader epoch: {error}"
+        );
+    }
+}
+
 /// Whether a sound batch may stand where it stands.
-fn follows(header: Header, end: End, base: i64, chain: &Chain) -> std::result::Result<Header, BatchFault> {
+fn follows(
+    header: Header,
+    end: End,
+    base: i64,
+    chain: &Chain<'_>,
+) -> std::result::Result<Header, BatchFault> {
     let (found, expected) = (header.base_offset, end.next);
     // Offsets and positions of a segment fit 32 bits, relative to its base; more than that was never written.
     let fits = header.next_offset() > expected
@@ -272,9 +322,6 @@ fn follows(header: Header, end: End, base: i64, chain: &Chain) -> std::result::R
     let in_place = found == expected || (found > expected && header.next_offset() <= chain.gaps_below);
     if !in_place || !fits {
         return Err(BatchFault::BaseOffset { found, expected });
-    }
-    if header.leader_epoch < chain.epoch {
-        return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: chain.epoch });
     }
     Ok(header)
 }
@@ -303,7 +350,8 @@ async fn recover(
     });
     let mut unsealed: Vec<Unsealed> = Vec::new();
     let mut appender = Appender { ready: true, ..Appender::default() };
-    let mut chain = Chain { epoch: -1, gaps_below: record.recovery_point };
+    let (latest, gaps_below) = (record.epoch, record.recovery_point);
+    let mut chain = Chain { epoch: -1, latest, epochs: &epochs, gaps_below };
     let mut log_end = record.log_start;
     let mut rest = found.into_iter().skip(trusted).collect::<VecDeque<_>>();
     while let Some(here) = rest.pop_front() {
@@ -315,7 +363,7 @@ async fn recover(
             base: here.base,
             end: End { size: reach, next: i64::MAX },
             epochs: Some(&epochs),
-            epoch: chain.epoch,
+            epoch: i32::MIN,
         };
         let scanned = scan(ground, interval, &mut chain, &mut replay).await?;
         let mut end = scanned.end;

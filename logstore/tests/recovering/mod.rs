@@ -1,0 +1,58 @@
+//! What recovery keeps of a log that was not closed in order, whatever else is wrong with it.
+
+use super::common::*;
+use logstore::Store;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+fn flip(path: &Path, byte: u64, bit: u8) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut one = [0];
+    file.read_exact_at(&mut one, byte).unwrap();
+    one[0] ^= 1 << bit;
+    file.write_all_at(&one, byte).unwrap();
+}
+
+#[test]
+fn a_flipped_leader_epoch_costs_nothing() {
+    // Of batches of the first epoch and of the second: less and more than it was, by little and by much, below zero.
+    let flips = [(3, 15, 0), (3, 12, 7), (3, 12, 6), (12, 15, 0), (12, 14, 1), (12, 12, 7), (14, 13, 3)];
+    for place in Place::both() {
+        let fill = async |store: &Store, numbers: std::ops::Range<u8>| {
+            for at in numbers {
+                append_stable(&first(store, "t"), &sized(300, at)).await;
+            }
+        };
+        place.run(async |store: Arc<Store>| {
+            topic(&store, "t", &[]).await;
+            fill(&store, 0..10).await;
+        });
+        let before = place.run(async |store: Arc<Store>| {
+            fill(&store, 10..15).await;
+            read_all(&first(&store, "t")).await
+        });
+        let path = if place.volume.is_some() {
+            place.image()
+        } else {
+            files(&place.partition_dir("t", 0), "log").remove(0)
+        };
+        for (round, (batch, byte, bit)) in flips.into_iter().enumerate() {
+            let what = format!("{}: batch {batch}, byte {byte}, bit {bit}", path.display());
+            let held = std::fs::read(&path).unwrap();
+            let known = &before[batch].1;
+            let at = held.windows(known.len()).position(|window| window == known).expect("it was restamped");
+            flip(&path, at as u64 + byte, bit);
+            place.run(async |store: Arc<Store>| {
+                let log = first(&store, "t");
+                assert_eq!(read_all(&log).await, before, "{what}");
+                assert_eq!(log.leader_epoch(), round as i32 + 2, "{what}");
+                assert_eq!(log.end_of_epoch(0), Some((0, 10)), "{what}");
+                assert_eq!(log.end_of_epoch(1), Some((1, 15)), "{what}");
+            });
+        }
+        place.run(async |store: Arc<Store>| {
+            assert_eq!(append(&first(&store, "t"), &sized(300, 15)).await, 15);
+        });
+    }
+}
