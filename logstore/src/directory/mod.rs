@@ -358,6 +358,31 @@ fn remove_half_made(path: &Path) -> Result<()> {
     remove_dir(path)
 }
 
+/// Makes the directories of a topic, durably. What a creation left that failed makes way; and of one that fails nothing is
+/// left.
+fn make_dirs(root: &Path, record: &TopicRecord) -> Result<()> {
+    let mut made = Vec::new();
+    let mut make = |partition| {
+        let dir = names::partition_dir(root, &record.name, partition);
+        if dir.exists() {
+            remove_half_made(&dir)?;
+        }
+        at("create", &dir, fs::create_dir(&dir))?;
+        made.push(dir.clone());
+        write_file(&dir.join("partition.metadata"), names::partition_metadata(record.id).as_bytes())?;
+        sync_dir(&dir)
+    };
+    let outcome = (0..record.partitions).try_for_each(&mut make).and_then(|()| sync_dir(root));
+    if outcome.is_err() {
+        for dir in &made {
+            if let Err(error) = remove_dir(dir) {
+                tracing::warn!("what a failed creation left is there until the next one: {error}");
+            }
+        }
+    }
+    outcome
+}
+
 impl Home for Arc<DirectoryHome> {
     fn name(&self) -> &str {
         &self.name
@@ -392,13 +417,7 @@ impl Home for Arc<DirectoryHome> {
     fn prepare_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()> {
         let (home, record) = (Arc::clone(self), record.clone());
         Box::pin(blocking(move || {
-            for partition in 0..record.partitions {
-                let dir = names::partition_dir(&home.path, &record.name, partition);
-                at("create", &dir, fs::create_dir(&dir))?;
-                write_file(&dir.join("partition.metadata"), names::partition_metadata(record.id).as_bytes())?;
-                sync_dir(&dir)?;
-            }
-            sync_dir(&home.path)?;
+            make_dirs(&home.path, &record)?;
             for partition in 0..record.partitions {
                 home.settle_in(PartitionKey { topic: record.id, partition }, &record.name);
             }

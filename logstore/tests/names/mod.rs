@@ -2,7 +2,7 @@
 //! and without a delay between a deletion and the return of the space.
 
 use super::common::*;
-use logstore::{Partition, ReadLimit, Store};
+use logstore::{Error, Partition, ReadLimit, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,4 +90,36 @@ fn what_follows_an_empty_segment_survives_its_deletion() {
             }
         }
     }
+}
+
+#[test]
+fn a_creation_that_failed_half_way_leaves_the_name_free() {
+    let place = Place::directory();
+    place.run_and_close(async |store: Arc<Store>| {
+        // Somebody's records, where the third partition would be.
+        let foreign = place.partition_dir("t", 2);
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join("00000000000000000000.log"), "precious").unwrap();
+        for _ in 0..2 {
+            let refused = store.create_topic("t", 4, defaults()).await;
+            assert!(matches!(refused, Err(Error::File { action: "create", .. })), "{refused:?}");
+            assert!(!place.partition_dir("t", 0).exists() && !place.partition_dir("t", 3).exists());
+        }
+        assert_eq!(std::fs::read(foreign.join("00000000000000000000.log")).unwrap(), b"precious");
+        std::fs::remove_dir_all(&foreign).unwrap();
+        // What a creation left that was cut short, of another topic of the name.
+        for partition in [1, 3] {
+            std::fs::create_dir(place.partition_dir("t", partition)).unwrap();
+        }
+        std::fs::write(place.partition_dir("t", 1).join("partition.metadata"), "version: 0\n").unwrap();
+        let made = store.create_topic("t", 4, defaults()).await.unwrap();
+        for partition in made.partitions() {
+            append_stable(partition, &batch(&["a"])).await;
+        }
+    });
+    place.run(async |store: Arc<Store>| {
+        for partition in store.topic("t").unwrap().partitions() {
+            assert_eq!(read_all(partition).await.len(), 1);
+        }
+    });
 }
