@@ -6,7 +6,7 @@
 //! topics      topic id (16)                                        TopicRecord
 //! partitions  topic id · partition u32                             PartitionRecord; absent: empty and clean
 //! segments    topic id · partition u32 · base offset i64           SegmentRecord (in directories: checksums of the
-//!                                                                      files of a segment with transactions)
+//!                                                                      files beside a closed segment)
 //! blobs       segment key · kind u8                                small index and snapshot bytes (volumes only)
 //! dying       topic id                                             directories still to be removed (directories only)
 //! ```

@@ -7,8 +7,9 @@
 //! Names: a segment that is dropped from a log that goes on holds an offset at least, and a log's end never goes back while
 //! its partition is open: so the name of one that waits to be removed is never given to another.
 //!
-//! Kafka's `.txnindex` has no checksum, and a snapshot's does not say whose it is. So for a segment that has both, the
-//! catalog keeps their lengths and checksums; a `.txnindex` without them is none. One without entries has no file.
+//! Kafka's indexes have no checksums, and a snapshot's does not say whose it is. So the catalog keeps the lengths and
+//! checksums of what lies beside a closed segment; an index without them is none, and is made from the log. A `.txnindex`
+//! without entries has no file.
 
 use super::place::PartitionDir;
 use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
@@ -163,7 +164,7 @@ impl FileSegment {
         SegmentKey { partition: self.partition, base: self.base }.bytes()
     }
 
-    /// What the catalog keeps of the segment's files, if it has transactions.
+    /// What the catalog keeps of the segment's files.
     fn record(&self) -> Result<Option<SegmentRecord>> {
         self.home.catalog.get().map_or(Ok(None), |catalog| catalog.record(Table::Segments, &self.key()))
     }
@@ -250,9 +251,7 @@ impl FileSegment {
             return Err(Error::Closed);
         }
         self.sync().await?;
-        if sidecars.iter().any(|(kind, _)| *kind == Kind::TxnIndex) {
-            change.put(Table::Segments, &self.key(), &checksums(&sidecars));
-        }
+        change.put(Table::Segments, &self.key(), &checksums(&sidecars));
         let (dir, base) = (self.dir.path(), self.base);
         let files: Vec<_> =
             sidecars.into_iter().map(|(kind, bytes)| (self.sidecar_in(&dir, kind, end), bytes)).collect();
@@ -296,9 +295,7 @@ impl FileSegment {
             segment.hold().await?;
             segment.forget(&mut all).await?;
         }
-        if sidecars.iter().any(|(kind, _)| *kind == Kind::TxnIndex) {
-            all.put(Table::Segments, &self.key(), &checksums(&sidecars));
-        }
+        all.put(Table::Segments, &self.key(), &checksums(&sidecars));
         all.join(change);
         // The snapshot at its end is there already.
         let derived = sidecars.into_iter().filter(|(kind, _)| *kind != Kind::Snapshot);
@@ -392,11 +389,10 @@ impl SegmentBytes for FileSegment {
 
     fn sidecar(&self, kind: Kind, end: i64) -> Io<'_, Option<Bytes>> {
         Box::pin(async move {
-            let summed = matches!(kind, Kind::Snapshot | Kind::TxnIndex);
-            let record = if summed { self.record()? } else { None };
-            let known = record.and_then(|record| record.blobs.get(&kind).cloned());
+            let known = self.record()?.and_then(|record| record.blobs.get(&kind).cloned());
             match &known {
-                None if kind == Kind::TxnIndex => return Ok(None),
+                // A snapshot says itself whether it is whole.
+                None if kind != Kind::Snapshot => return Ok(None),
                 Some(blob) if blob.len == 0 => return Ok(Some(Bytes::new())),
                 _ => {}
             }
@@ -521,11 +517,10 @@ fn finish_swap(dir: &Path, base: i64, end: i64) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Lengths and checksums of the files that can't vouch for themselves.
+/// Lengths and checksums of files that can't vouch for themselves.
 fn checksums(sidecars: &[(Kind, Bytes)]) -> SegmentRecord {
-    let summed = sidecars.iter().filter(|(kind, _)| matches!(kind, Kind::Snapshot | Kind::TxnIndex));
     let blob = |bytes: &Bytes| BlobRecord { len: bytes.len() as u64, crc: crc32c::crc32c(bytes), at: None };
-    let blobs = summed.map(|(kind, bytes)| (*kind, blob(bytes))).collect();
+    let blobs = sidecars.iter().map(|(kind, bytes)| (*kind, blob(bytes))).collect();
     SegmentRecord { blobs, ..SegmentRecord::default() }
 }
 

@@ -1,4 +1,5 @@
-//! What recovery keeps of a log that was not closed in order, whatever else is wrong with it.
+//! What recovery keeps of a log that was not closed in order, whatever else is wrong with it, and what nobody may believe of
+//! the files beside it.
 
 use super::common::*;
 use logstore::Store;
@@ -53,6 +54,54 @@ fn a_flipped_leader_epoch_costs_nothing() {
         }
         place.run(async |store: Arc<Store>| {
             assert_eq!(append(&first(&store, "t"), &sized(300, 15)).await, 15);
+        });
+    }
+}
+
+#[test]
+fn a_time_index_that_lies_deletes_nothing_and_hides_nothing() {
+    // Of the last entry of each: 35 years less, 35 years more, another offset. Fewer entries. Another segment's.
+    for harm in ["earlier", "later", "offset", "cut", "exchanged"] {
+        let (place, clock) = (Place::directory(), Clock::default());
+        let start = clock.now() - 60_000;
+        place.run_by(&clock, true, async |store: Arc<Store>| {
+            let own =
+                [("segment.bytes", "4000"), ("index.interval.bytes", "500"), ("retention.ms", "3600000")];
+            let log = topic(&store, "t", &own).await;
+            for at in 0..60 {
+                append(&log, &sized(300, at).at(start + i64::from(at) * 10)).await;
+            }
+        });
+        let paths = files(&place.partition_dir("t", 0), "timeindex");
+        assert!(paths.len() > 4, "{paths:?}");
+        let last = std::fs::read(paths.last().unwrap()).unwrap();
+        for path in &paths {
+            let len = std::fs::metadata(path).unwrap().len();
+            match harm {
+                // A single entry, which rises by itself.
+                "earlier" => {
+                    let mut entry = std::fs::read(path).unwrap().split_off(len as usize - 12);
+                    entry[2] ^= 1;
+                    std::fs::write(path, entry).unwrap();
+                }
+                "later" => flip(path, len - 12 + 2, 1),
+                "offset" => flip(path, len - 1, 0),
+                "cut" => std::fs::File::options().write(true).open(path).unwrap().set_len(12).unwrap(),
+                _ => std::fs::write(path, &last).unwrap(),
+            }
+        }
+        place.run_by(&clock, true, async |store: Arc<Store>| {
+            store.enforce_retention().await.unwrap();
+            let log = first(&store, "t");
+            assert_eq!(log.offsets().log_start, 0, "{harm}: records of the last minute are there");
+            for at in 0..60 {
+                let found = log.offset_for_timestamp(start + at * 10).await.unwrap();
+                assert_eq!(found, Some((at, start + at * 10)), "{harm}");
+            }
+            assert_eq!(log.offset_of_max_timestamp().await.unwrap(), Some((59, start + 590)), "{harm}");
+            clock.pass(2 * 3_600_000);
+            store.enforce_retention().await.unwrap();
+            assert_eq!(log.offsets().log_start, 60, "{harm}: and go in their time");
         });
     }
 }
