@@ -89,6 +89,9 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     /// Reads bytes that were written.
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut>;
 
+    /// Recovery has read it and will serve it: the next flush makes it durable, whoever wrote it and whenever.
+    fn found(&self);
+
     /// Where bytes lie in open files; `None` where no kernel can send them.
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
 

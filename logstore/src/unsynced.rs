@@ -222,6 +222,10 @@ impl SegmentBytes for Unsynced {
         })
     }
 
+    fn found(&self) {
+        self.bytes.found();
+    }
+
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         Box::pin(async move {
             self.settle_range(at, len).await?;

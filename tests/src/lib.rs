@@ -6,6 +6,7 @@
 pub mod attach;
 pub mod broker;
 pub mod clients;
+pub mod disk_of;
 pub mod md;
 pub mod nbd;
 pub mod nbd_fuzz;

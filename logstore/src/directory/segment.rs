@@ -374,6 +374,11 @@ impl SegmentBytes for FileSegment {
         Box::pin(async move { Ok(Some(vec![Piece::new(self.file().await?, position, len)])) })
     }
 
+    fn found(&self) {
+        self.soil();
+        self.home.soil_dir(&self.dir.path());
+    }
+
     fn healing(&self) -> &Arc<Healing> {
         &self.home.healing
     }

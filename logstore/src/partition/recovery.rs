@@ -7,7 +7,9 @@
 //! batch says another, it is stamped anew. Where copies may differ, the good one is made the content of all before it
 //! counts ([`crate::heal`]). Segments that are not read are guarded where copies
 //! may differ ([`crate::unsynced`]). What lies behind the end is cut off, and the cut is made durable before anything is
-//! served: a tail that was torn once can never come back, not even in part. Index and producers are made on the way.
+//! served: a tail that was torn once can never come back, not even in part. So is all that was read: a process that was
+//! killed may have left it in the page cache only, and its producers will be told that they sent it twice. Index and
+//! producers are made on the way.
 //! Then the leader epoch rises, so that whoever saw more of the log can tell.
 //!
 //! What a scan reads is bounded by the segments that were not sealed: usually the last one.
@@ -376,14 +378,14 @@ async fn recover(
         let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
         let whole = segment(&id, &here, Arc::clone(&here.bytes), end, written, now);
         log_end = end.next;
+        whole.bytes.found();
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));
         record.transactions_from = record.transactions_from.or(scanned.transactions_from);
         segments.push(Arc::clone(&whole));
         if rest.front().is_some_and(|next| next.base == log_end) {
-            if here.sealed != Some(scanned.end.size) || !here.exact {
-                unsealed.push((whole, replay.producers.snapshot()));
-            }
+            // A file's length does not tell whether it was sealed: above the recovery point it was not.
+            unsealed.push((whole, replay.producers.snapshot()));
             continue;
         }
         report(&id, here.base, scanned.end, scanned.fault, rest.len());

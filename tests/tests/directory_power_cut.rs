@@ -1,0 +1,172 @@
+//! The power is cut under a log store in a directory: of its files and their names there is what was synced, and of the rest
+//! what chance leaves. Whatever was acknowledged with acks=all is there, where it was; a kill before does not change that.
+//! The disk is strace's record of a real process (`tests::disk_of`).
+
+// A panic is how a test fails.
+#![allow(clippy::unwrap_used)]
+
+use logstore::{Home, Partition, ReadLimit, Store, StoreOptions};
+use raid::runtime::TokioRuntime;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use tests::disk_of::{Disk, Left, Lie, Step, traced};
+use tests::process::{Sandbox, binary, run_within};
+use uuid::Uuid;
+
+/// Cuts that are tried of one life.
+const CUTS: usize = 60;
+
+/// What a topic has been promised.
+#[derive(Debug, Clone, Default)]
+struct Promised {
+    /// The last offset that was acknowledged with acks=all; all before it are durable too.
+    stable: Option<i64>,
+    /// Records before it may have been deleted.
+    purged: i64,
+    /// It may have been deleted.
+    deleting: bool,
+}
+
+type Promises = BTreeMap<Uuid, Promised>;
+
+fn promise(promises: &mut Promises, line: &str) {
+    let words: Vec<&str> = line.split(' ').collect();
+    let Some(id) = words.get(1).and_then(|id| Uuid::parse_str(id).ok()) else { return };
+    let topic = promises.entry(id).or_default();
+    match words[..] {
+        ["made", _] => {}
+        ["stable", _, offset] => topic.stable = topic.stable.max(offset.parse().ok()),
+        ["purging", _, before] => topic.purged = before.parse().unwrap(),
+        ["deleting", _] => topic.deleting = true,
+        _ => panic!("{line}: not understood"),
+    }
+}
+
+/// Runs a process to its end, kill or close, on what the one before left in memory and on disk.
+fn live(sandbox: &Sandbox, actions: &[&str]) -> Vec<String> {
+    let (data, trace) = (sandbox.join("data"), sandbox.join("trace"));
+    let arguments = [&[data.to_str().unwrap()], actions].concat();
+    let ended = run_within(
+        &mut traced(sandbox, &trace, &binary("directory_life"), &arguments),
+        tests::process::PATIENCE,
+    );
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    std::fs::read_to_string(&trace).unwrap().lines().map(str::to_owned).collect()
+}
+
+async fn check_log(log: &Partition, id: Uuid, promised: &Promised, what: &str) {
+    let offsets = log.offsets();
+    assert!(offsets.log_start <= promised.purged, "{what}: {id} starts at {}", offsets.log_start);
+    let mut at = offsets.log_start;
+    while at < offsets.log_end {
+        let slice = log.read(at, 1, ReadLimit::HighWatermark, true).await;
+        let bytes = slice.unwrap_or_else(|error| panic!("{what}: {error}")).copy().await.unwrap();
+        let header = logstore::batch::Header::parse(&bytes).unwrap();
+        logstore::batch::check(&header, &bytes).unwrap();
+        assert_eq!(header.base_offset, at, "{what}: {id}");
+        let wanted = format!("{id} {at} xxx");
+        let is_there = bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes());
+        assert!(is_there, "{what}: {id} has another record at {at}");
+        at = header.next_offset();
+    }
+    if let Some(stable) = promised.stable.filter(|&stable| stable >= promised.purged) {
+        assert!(at > stable, "{what}: {id} was acknowledged up to {stable}, and ends at {at}");
+    }
+}
+
+/// Opens what a cut left, and holds it against what was promised.
+fn check(dir: &Path, promises: &Promises, what: &str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let runtime = Arc::new(TokioRuntime::current());
+        let store = Store::open(Home::Directory(dir.to_owned()), StoreOptions::default(), runtime).await;
+        let store = store.unwrap_or_else(|error| panic!("{what}: {error}"));
+        for (id, promised) in promises.iter().filter(|(_, promised)| !promised.deleting) {
+            let topic = store.topic_by_id(*id).unwrap_or_else(|| panic!("{what}: topic {id} is gone"));
+            check_log(&topic.partitions()[0], *id, promised, what).await;
+        }
+        store.close().await.unwrap();
+    });
+}
+
+/// Cuts the power at many points of some lives, each of which goes on where the one before ended.
+fn cut_in(lives: &[&[&str]], lie: Option<Lie>) {
+    // Their syncs are real and cost nothing there.
+    let sandbox = Sandbox::in_memory();
+    std::fs::create_dir(sandbox.join("data")).unwrap();
+    let lines: Vec<Vec<String>> = lives.iter().map(|actions| live(&sandbox, actions)).collect();
+    let mut disk = Disk::new(&sandbox.join("data"), lie);
+    let all: usize = lines.iter().map(Vec::len).sum();
+    assert!(all > 50, "{all} calls only: the record is not what it should be");
+    let every = (all / CUTS).max(1);
+    let (mut promises, mut seen, mut cuts) = (Promises::new(), 0, 0);
+    for line in lines.iter().flatten() {
+        seen += 1;
+        let said = match disk.follow(line) {
+            Step::Said(said) => {
+                promise(&mut promises, &said);
+                // What was said last is in the greatest danger.
+                true
+            }
+            Step::Changed => false,
+            Step::Nothing => continue,
+        };
+        if seen % every == 0 || said {
+            cuts += 1;
+            for left in [Left::Nothing, Left::Some(seen as u64)] {
+                let dir = sandbox.join(format!("cut{seen}"));
+                disk.after_a_cut(&dir, left);
+                check(&dir, &promises, &format!("cut at call {seen} of {all}, {left:?} left"));
+                std::fs::remove_dir_all(&dir).unwrap();
+            }
+        }
+    }
+    assert!(cuts > 20 && !promises.is_empty(), "{cuts} cuts: {promises:?}");
+}
+
+const ORDINARY: &[&str] = &["create:t", "stable:t:8", "cached:t:4", "stable:t:3", "close"];
+
+#[test]
+fn what_was_acknowledged_is_there() {
+    cut_in(&[ORDINARY, &["stable:t:2", "cached:t:1", "stable:t:1"], &["stable:t:6"]], None);
+}
+
+#[test]
+fn what_a_retry_is_told_is_on_the_disk_though_a_killed_process_wrote_it() {
+    // The producer's answer was lost with the process; the page cache has what it sent.
+    cut_in(&[&["create:t", "stable:t:2", "cached:t:1"], &["again:t"]], None);
+    // Segments have ended and begun meanwhile, of which nothing was synced.
+    cut_in(&[&["create:t", "cached:t:23"], &["again:t", "stable:t:9"], &["again:t"]], None);
+}
+
+#[test]
+fn a_topic_made_anew_and_records_deleted() {
+    let lives: [&[&str]; 2] = [
+        &[
+            "create:t",
+            "stable:t:12",
+            "purge:t:7",
+            "delete:t",
+            "create:t",
+            "stable:t:10",
+            "pause:300",
+            "stable:t:3",
+            "purge:t:13",
+            "stable:t:2",
+            "pause:300",
+            "stable:t:1",
+        ],
+        &["again:t", "stable:t:3"],
+    ];
+    cut_in(&lives, None);
+}
+
+#[test]
+fn a_disk_that_lies_is_caught() {
+    for lie in [Lie::Files("log"), Lie::Files("redb"), Lie::Directories] {
+        let caught = catch_unwind(AssertUnwindSafe(|| cut_in(&[ORDINARY], Some(lie))));
+        assert!(caught.is_err(), "{lie:?} was not noticed");
+    }
+}
