@@ -15,7 +15,8 @@ pub fn kafka(error: &Error) -> ResponseError {
         | Error::Catalog { .. }
         | Error::CatalogFull { .. }
         | Error::Poisoned { .. }
-        | Error::DamagedLog { .. } => ResponseError::KafkaStorageError,
+        | Error::DamagedLog { .. }
+        | Error::UnreadableLog { .. } => ResponseError::KafkaStorageError,
         // Told so that a consumer that seeks past them goes on; the broker's log says where to.
         Error::LostBatch { .. } => ResponseError::CorruptMessage,
         // On the way down: the client finds the next broker, or this one once it is back.

@@ -316,6 +316,23 @@ pub enum Error {
         /// What is wrong with the only copy, or the first.
         fault: BatchFault,
     },
+    /// A log whose rest could not be read when the store was opened. It is served up to there, and left as it is.
+    #[error(
+        "{topic}-{partition} cannot be read from offset {offset} on, byte {position} of segment {segment}: it is served up to \
+         there and left as it is; see to the disk and start again, or delete the topic"
+    )]
+    UnreadableLog {
+        /// Topic.
+        topic: Arc<str>,
+        /// Partition number.
+        partition: i32,
+        /// The first offset that is withheld.
+        offset: i64,
+        /// Base offset of the segment.
+        segment: i64,
+        /// Byte position in the segment.
+        position: u64,
+    },
     /// The task that carried an operation was stopped with its runtime; the outcome is unknown.
     #[error("the operation was interrupted by shutdown; its outcome is unknown")]
     Interrupted,

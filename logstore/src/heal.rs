@@ -254,7 +254,7 @@ impl Ground<'_> {
     }
 
     /// The batch at `position` as one way has it.
-    async fn look(
+    pub(crate) async fn look(
         &self,
         position: u64,
         expected: Option<i64>,

@@ -241,12 +241,15 @@ impl Store {
         for (_, record) in catalog.records::<TopicRecord>(Table::Topics)? {
             opened.extend(self.open_topic(&record, &mut records).await?);
         }
-        let recovered: Vec<_> = opened.iter().filter(|opened| opened.recovered).collect();
-        if recovered.is_empty() {
+        if !opened.iter().any(|opened| opened.scanned) {
             return Ok(());
         }
         // What was scanned and what was cut off: durable first, then vouched for.
         self.context.home.flush().await?;
+        let recovered: Vec<_> = opened.iter().filter(|opened| opened.recovered).collect();
+        if recovered.is_empty() {
+            return Ok(());
+        }
         let mut change = Change::vital();
         for opened in &recovered {
             opened.partition.put_record(&mut change);

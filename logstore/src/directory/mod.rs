@@ -59,6 +59,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
+use uuid::Uuid;
 
 const CATALOG: &str = "catalog.redb";
 /// The catalog while it is being made.
@@ -358,6 +359,25 @@ fn remove_half_made(path: &Path) -> Result<()> {
     remove_dir(path)
 }
 
+/// Says durably in a partition's directory whose it is.
+fn write_metadata(dir: &Path, topic: Uuid) -> Result<()> {
+    write_file(&dir.join("partition.metadata"), names::partition_metadata(topic).as_bytes())?;
+    sync_dir(dir)
+}
+
+/// Makes the directory of a partition that exists, if it is missing.
+fn make_anew(root: &Path, dir: &Path, id: &PartitionId) -> Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        outcome => {
+            at("create", dir, outcome)?;
+            tracing::error!("{} was missing and is made anew: what records it had are lost", dir.display());
+            write_metadata(dir, id.key.topic)?;
+            sync_dir(root)
+        }
+    }
+}
+
 /// Makes the directories of a topic, durably. What a creation left that failed makes way; and of one that fails nothing is
 /// left.
 fn make_dirs(root: &Path, record: &TopicRecord) -> Result<()> {
@@ -369,8 +389,7 @@ fn make_dirs(root: &Path, record: &TopicRecord) -> Result<()> {
         }
         at("create", &dir, fs::create_dir(&dir))?;
         made.push(dir.clone());
-        write_file(&dir.join("partition.metadata"), names::partition_metadata(record.id).as_bytes())?;
-        sync_dir(&dir)
+        write_metadata(&dir, record.id)
     };
     let outcome = (0..record.partitions).try_for_each(&mut make).and_then(|()| sync_dir(root));
     if outcome.is_err() {
@@ -391,7 +410,10 @@ impl Home for Arc<DirectoryHome> {
     fn segments<'a>(&'a self, id: &'a PartitionId, swap: Option<Swap>) -> Io<'a, Vec<Found>> {
         let dir = self.settle_in(id.key, &id.topic);
         let (home, id) = (Arc::clone(self), id.clone());
-        Box::pin(blocking(move || segment::find(&home, &id, &dir, swap)))
+        Box::pin(blocking(move || {
+            make_anew(&home.path, &dir.path(), &id)?;
+            segment::find(&home, &id, &dir, swap)
+        }))
     }
 
     fn healing(&self) -> &Arc<Healing> {

@@ -166,6 +166,7 @@ impl Partition {
         // Both may have changed while waiting for the lock.
         self.context.check()?;
         self.check_exists()?;
+        self.check_whole()?;
         if !appender.ready {
             self.prepare(appender).await?;
         }
@@ -372,6 +373,9 @@ impl Partition {
     /// ones only. The next one begins, empty, so that the log's end is still told by its last segment. Costs a look at memory
     /// when it is not due, and a commit of the catalog or two when it is: once, until somebody appends again.
     pub(crate) async fn roll_if_old(self: &Arc<Self>) -> Result<()> {
+        if self.withheld.is_some() {
+            return Ok(());
+        }
         // Whoever appends at this moment keeps it from being looked at until the next time.
         let Ok(mut appender) = Arc::clone(&self.appender).try_lock_owned() else { return Ok(()) };
         let since = if appender.ready {

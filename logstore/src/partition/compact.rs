@@ -82,7 +82,7 @@ impl Partition {
     /// How urgent a compaction is, between 0 and 1; `None` when there is nothing to do.
     pub(crate) async fn dirty_share(&self) -> Result<Option<f64>> {
         let config = self.config();
-        if !config.cleanup_policy.compact {
+        if !config.cleanup_policy.compact || self.withheld.is_some() {
             return Ok(None);
         }
         let now = self.context.wall_clock();

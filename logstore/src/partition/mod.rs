@@ -29,7 +29,7 @@ use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
-use crate::home::PartitionId;
+use crate::home::{PartitionId, SegmentBytes};
 use crate::producers::{Ended, Producers};
 use crate::segment::Segment;
 use crate::transactions::Stability;
@@ -159,6 +159,16 @@ struct Appender {
     torn: bool,
 }
 
+/// What could not be read of a log when it was opened, and all behind it: left as it is until the next start.
+#[derive(Debug)]
+struct Withheld {
+    offset: i64,
+    segment: i64,
+    position: u64,
+    /// The segments behind the one that holds the place.
+    behind: Vec<Arc<dyn SegmentBytes>>,
+}
+
 /// A partition.
 #[derive(Debug)]
 pub struct Partition {
@@ -174,6 +184,8 @@ pub struct Partition {
     /// Rolled segments that are not sealed yet, oldest first, with the producers at their end.
     sealing: Mutex<VecDeque<recovery::Unsealed>>,
     deleted: AtomicBool,
+    /// Present when nothing may be changed but by the deletion of the topic.
+    withheld: Option<Withheld>,
 }
 
 impl Partition {
@@ -263,6 +275,13 @@ impl Partition {
             return Err(Error::UnknownTopic { name: self.id.topic.to_string() });
         }
         Ok(())
+    }
+
+    /// Refuses what would change a log that could not be read to its end: what is behind may be good.
+    fn check_whole(&self) -> Result<()> {
+        let Some(Withheld { offset, segment, position, .. }) = self.withheld else { return Ok(()) };
+        let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
+        Err(Error::UnreadableLog { topic, partition, offset, segment, position })
     }
 
     /// Everything up to `end` is on stable storage now.

@@ -14,17 +14,21 @@
 //!
 //! What a scan reads is bounded by the segments that were not sealed: usually the last one.
 //!
+//! A place that cannot be read in any copy ends what is served of its log, but not the log: nothing is cut, the catalog's
+//! record stays as it was, appends are refused, and the next start tries again. All other logs are opened. A directory
+//! that is missing is made anew, empty; no offset is given out again that the catalog knows to have been.
+//!
 //! Compaction leaves gaps between offsets, and only below the recovery point: there they are accepted, in case such a
 //! segment is scanned after all; from the recovery point on, offsets are contiguous.
 
 use super::transactions::Replay;
-use super::{Appender, Log, Partition, Progress, Visible, append::Active};
+use super::{Appender, Log, Partition, Progress, Visible, Withheld, append::Active};
 use crate::batch::{self, BatchFault, Header};
 use crate::catalog::records::PartitionRecord;
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heal::Ground;
 use crate::home::{Found, PartitionId, SegmentBytes};
 use crate::index::Index;
@@ -45,7 +49,9 @@ pub(crate) type Unsealed = (Arc<Segment>, Bytes);
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) partition: Arc<Partition>,
-    /// Its record changed, and its bytes must be made durable, before it may be served.
+    /// Its bytes must be made durable before it may be served.
+    pub(crate) scanned: bool,
+    /// And then its record, which changed.
     pub(crate) recovered: bool,
     pub(crate) unsealed: Vec<Unsealed>,
 }
@@ -57,13 +63,21 @@ pub(crate) async fn open(
     record: PartitionRecord,
     config: Arc<TopicConfig>,
 ) -> Result<Opened> {
-    let found = below_start_erased(&record, context.home.segments(&id, record.swap).await?).await?;
+    let found = match context.home.segments(&id, record.swap).await {
+        Err(error @ Error::File { .. }) => {
+            tracing::error!("{}-{}: {error}", id.topic, id.key.partition);
+            let (offset, behind) = (record.log_start, Vec::new());
+            let withheld = Withheld { offset, segment: offset, position: 0, behind };
+            return Ok(withhold(context, id, record, config, Vec::new(), offset, None, withheld));
+        }
+        found => below_start_erased(&record, found?).await?,
+    };
     if let Some(segments) = as_closed(&id, &record, &found, context.wall_clock()) {
         // `as_closed` answers only with a clean marker.
         let end = record.clean.map_or(record.log_start, |clean| clean.end);
         let progress = Progress::opened(end, record.clean.and_then(|clean| clean.first_open));
-        let partition = assemble(context, id, record, config, segments, progress, Appender::default());
-        return Ok(Opened { partition, recovered: false, unsealed: Vec::new() });
+        let partition = assemble(context, id, record, config, segments, progress, Appender::default(), None);
+        return Ok(Opened { partition, scanned: false, recovered: false, unsealed: Vec::new() });
     }
     recover(context, id, record, config, found).await
 }
@@ -71,7 +85,28 @@ pub(crate) async fn open(
 /// A partition that has just been made.
 pub(crate) fn create(context: &Arc<Context>, id: PartitionId, config: Arc<TopicConfig>) -> Arc<Partition> {
     let record = PartitionRecord::default();
-    assemble(context, id, record, config, Vec::new(), Progress::opened(0, None), Appender::default())
+    assemble(context, id, record, config, Vec::new(), Progress::opened(0, None), Appender::default(), None)
+}
+
+/// A partition that is served as far as it could be read, and not changed.
+#[allow(clippy::too_many_arguments)] // it is what a partition is made of
+fn withhold(
+    context: &Arc<Context>,
+    id: PartitionId,
+    record: PartitionRecord,
+    config: Arc<TopicConfig>,
+    segments: Vec<Arc<Segment>>,
+    log_end: i64,
+    first_open: Option<i64>,
+    withheld: Withheld,
+) -> Opened {
+    let progress = Progress::opened(log_end.max(record.log_start), first_open);
+    let appender = Appender::default();
+    let partition = assemble(context, id, record, config, segments, progress, appender, Some(withheld));
+    if let Err(error) = partition.check_whole() {
+        tracing::error!("{error}");
+    }
+    Opened { partition, scanned: true, recovered: false, unsealed: Vec::new() }
 }
 
 /// Finishes the removal of segments that lie wholly below the log's start.
@@ -158,7 +193,12 @@ async fn scan(
     let (mut opened, mut transactions_from, mut fault) = (None, None, None);
     let mut mends = Mends::default();
     let mut restamped = 0;
-    while let Some(outcome) = scan.batch_at(end.size).await? {
+    loop {
+        let outcome = match answered(id, scan.batch_at(end.size).await)? {
+            Ok(None) => break,
+            Ok(Some(outcome)) => outcome,
+            Err(unreadable) => Err(unreadable),
+        };
         let found = outcome.and_then(|header| follows(header, end, base, chain));
         let mut header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
             Ok(header) => header,
@@ -175,8 +215,15 @@ async fn scan(
             restamp(&ground, end.size, epoch).await;
             restamped += 1;
         }
+        let marker = match answered(id, scan.marker_at(end.size, &header).await)? {
+            Ok(marker) => marker,
+            Err(unreadable) => {
+                fault = Some(unreadable);
+                break;
+            }
+        };
         index.add(&header, end.size, interval);
-        replay.see(&header, scan.marker_at(end.size, &header).await?);
+        replay.see(&header, marker);
         if header.is_transactional() {
             transactions_from.get_or_insert(header.base_offset);
         }
@@ -201,6 +248,18 @@ async fn scan(
         );
     }
     Ok(Scanned { end, index, opened, transactions_from, fault })
+}
+
+/// What was read. That a disk does not answer is the fault of the batch it was asked for, and no other log's.
+fn answered<T>(id: &PartitionId, read: Result<T>) -> Result<std::result::Result<T, BatchFault>> {
+    match read {
+        Ok(read) => Ok(Ok(read)),
+        Err(error @ (Error::Device(_) | Error::File { .. })) => {
+            tracing::warn!("{}-{}: {error}", id.topic, id.key.partition);
+            Ok(Err(BatchFault::Unreadable))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Batches that are good in one copy, side by side, to be made good in all.
@@ -245,7 +304,7 @@ impl Mends {
 }
 
 /// Looks at the other copies where one is not sound, or where they may differ: what is kept is what every later read
-/// returns, from whichever copy.
+/// returns, from whichever copy. `Unreadable` is only what no copy answers.
 async fn choose(
     ground: &Ground<'_>,
     scan: &mut Scan<'_>,
@@ -255,26 +314,48 @@ async fn choose(
     found: std::result::Result<Header, BatchFault>,
 ) -> Result<std::result::Result<Header, BatchFault>> {
     let bytes = ground.bytes;
-    if bytes.copies() == 1 {
+    // What was read at once goes further than the batch: it may be readable by itself.
+    if bytes.copies() == 1 && found != Err(BatchFault::Unreadable) {
         return Ok(found);
     }
     if let Ok(header) = &found {
         let len = u64::from(header.size);
-        let is_sure = !bytes.may_differ(end.size, len) || bytes.agree(end.size, len).await?;
+        let is_sure = !bytes.may_differ(end.size, len)
+            || answered(ground.id, bytes.agree(end.size, len).await)?.unwrap_or(false);
         if is_sure && !ground.is_odd(header, Some(end.next)) {
             return Ok(found);
         }
     }
     let best = match ground.best(end.size, Some(end.next)).await? {
         Ok(best) => best,
-        Err(fault) => return Ok(Err(found.err().unwrap_or(fault))),
+        Err(fault) => {
+            let first = found.err().filter(|&found| found != BatchFault::Unreadable).unwrap_or(fault);
+            return Ok(Err(told(ground, end, first).await?));
+        }
     };
     let follows = follows(best.header, end, ground.base, chain);
     if follows.is_ok() {
-        mends.add(bytes, end.size, &best.bytes).await?;
+        if bytes.copies() > 1 {
+            mends.add(bytes, end.size, &best.bytes).await?;
+        }
         scan.patch(end.size, best.bytes);
     }
     Ok(follows)
+}
+
+/// What is wrong at the end of what is good, as the copies tell that answer.
+async fn told(ground: &Ground<'_>, end: End, fault: BatchFault) -> Result<BatchFault> {
+    if fault != BatchFault::Unreadable || ground.bytes.copies() == 1 {
+        return Ok(fault);
+    }
+    for copy in 0..ground.bytes.copies() {
+        match ground.look(end.size, Some(end.next), Some(copy)).await? {
+            Err(BatchFault::Unreadable) => {}
+            // What it has is not sound, or it would have been taken.
+            answer => return Ok(answer.err().unwrap_or(BatchFault::Empty)),
+        }
+    }
+    Ok(fault)
 }
 
 /// What holds a batch to those before it.
@@ -336,6 +417,11 @@ async fn recover(
     found: Vec<Found>,
 ) -> Result<Opened> {
     let (now, epochs) = (context.wall_clock(), record.epochs.clone());
+    if found.is_empty() {
+        // Nothing is left of what there was.
+        let known = record.clean.map_or(0, |clean| clean.end).max(record.recovery_point);
+        record.log_start = record.log_start.max(known);
+    }
     let trusted = found
         .windows(2)
         .take_while(|pair| pair[0].sealed.is_some() && pair[1].base <= record.recovery_point)
@@ -378,11 +464,20 @@ async fn recover(
         let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
         let whole = segment(&id, &here, Arc::clone(&here.bytes), end, written, now);
         log_end = end.next;
-        whole.bytes.found();
+        if scanned.end.size > 0 || scanned.fault != Some(BatchFault::Unreadable) {
+            whole.bytes.found();
+        }
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));
         record.transactions_from = record.transactions_from.or(scanned.transactions_from);
         segments.push(Arc::clone(&whole));
+        if scanned.fault == Some(BatchFault::Unreadable) {
+            let behind = rest.into_iter().map(|found| found.bytes).collect();
+            let withheld =
+                Withheld { offset: log_end, segment: here.base, position: scanned.end.size, behind };
+            let first_open = replay.producers.first_open();
+            return Ok(withhold(context, id, record, config, segments, log_end, first_open, withheld));
+        }
         if rest.front().is_some_and(|next| next.base == log_end) {
             // A file's length does not tell whether it was sealed: above the recovery point it was not.
             unsealed.push((whole, replay.producers.snapshot()));
@@ -423,8 +518,8 @@ async fn recover(
     record.epochs.begin(record.epoch, log_end);
     record.recovery_point = record.recovery_point.min(log_end);
     let progress = Progress::opened(log_end, first_open);
-    let partition = assemble(context, id, record, config, segments, progress, appender);
-    Ok(Opened { partition, recovered: true, unsealed })
+    let partition = assemble(context, id, record, config, segments, progress, appender, None);
+    Ok(Opened { partition, scanned: true, recovered: true, unsealed })
 }
 
 fn report(id: &PartitionId, base: i64, end: End, fault: Option<BatchFault>, lost: usize) {
@@ -445,6 +540,7 @@ fn report(id: &PartitionId, base: i64, end: End, fault: Option<BatchFault>, lost
     }
 }
 
+#[allow(clippy::too_many_arguments)] // it is what a partition is made of
 fn assemble(
     context: &Arc<Context>,
     id: PartitionId,
@@ -453,6 +549,7 @@ fn assemble(
     segments: Vec<Arc<Segment>>,
     progress: Progress,
     appender: Appender,
+    withheld: Option<Withheld>,
 ) -> Arc<Partition> {
     let visible: Visible = progress.visible();
     Arc::new(Partition {
@@ -467,5 +564,6 @@ fn assemble(
         maintenance: tokio::sync::Mutex::new(()),
         sealing: Mutex::new(VecDeque::new()),
         deleted: AtomicBool::new(false),
+        withheld,
     })
 }

@@ -82,7 +82,7 @@ impl Partition {
 
     /// Deletes the segments that retention no longer covers; their space follows after `file.delete.delay.ms`.
     pub(crate) async fn enforce_retention(self: &Arc<Self>) -> Result<()> {
-        if !self.config().cleanup_policy.delete {
+        if !self.config().cleanup_policy.delete || self.withheld.is_some() {
             return Ok(());
         }
         // Only the appender may end the active segment, and its lock comes first.
@@ -142,6 +142,7 @@ impl Partition {
         let _only = self.maintenance.lock().await;
         self.context.check()?;
         self.check_exists()?;
+        self.check_whole()?;
         let Offsets { log_start, high_watermark, log_end, .. } = self.offsets();
         if before < 0 || before > high_watermark {
             return Err(Error::OffsetOutOfRange {
@@ -225,7 +226,7 @@ impl Partition {
     pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
         let mut appender = Arc::clone(&self.appender).lock_owned().await;
         let _only = self.maintenance.lock().await;
-        if self.record.lock().clean.is_some() {
+        if self.record.lock().clean.is_some() || self.withheld.is_some() {
             return Ok(());
         }
         let log_end = self.progress.lock().log_end;
@@ -266,6 +267,10 @@ impl Partition {
         for segment in segments {
             segment.bytes.forget(change).await?;
             bytes.push(Arc::clone(&segment.bytes));
+        }
+        for behind in self.withheld.iter().flat_map(|withheld| &withheld.behind) {
+            behind.forget(change).await?;
+            bytes.push(Arc::clone(behind));
         }
         change.delete(Table::Partitions, &self.id.key.bytes());
         Ok(bytes)

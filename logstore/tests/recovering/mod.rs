@@ -2,7 +2,8 @@
 //! the files beside it.
 
 use super::common::*;
-use logstore::Store;
+use logstore::{Error, ReadLimit, Store};
+use raid::device::Durability;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,6 +103,87 @@ fn a_time_index_that_lies_deletes_nothing_and_hides_nothing() {
             clock.pass(2 * 3_600_000);
             store.enforce_retention().await.unwrap();
             assert_eq!(log.offsets().log_start, 60, "{harm}: and go in their time");
+        });
+    }
+}
+
+/// A store that was killed with a topic whose last segment is not sealed, and another topic.
+fn killed() -> Place {
+    let place = Place::directory();
+    place.run(async |store: Arc<Store>| {
+        for name in ["hit", "other"] {
+            let log = topic(&store, name, &[("segment.bytes", "4000")]).await;
+            for at in 0..30 {
+                append_stable(&log, &sized(300, at)).await;
+            }
+        }
+        store.quiet().await;
+    });
+    place
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_the_fault_of_its_partition_alone() {
+    let place = killed();
+    let dir = place.partition_dir("hit", 0);
+    let last = files(&dir, "log").pop().unwrap();
+    let base: i64 = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    assert!(base > 10 && base < 30, "{base}");
+    let aside = dir.with_file_name("aside");
+    std::fs::rename(&last, &aside).unwrap();
+    // Whoever opens it is told that it is no file.
+    std::fs::create_dir(&last).unwrap();
+    for in_order in [false, true] {
+        place.run(async |store: Arc<Store>| {
+            let log = first(&store, "hit");
+            assert_eq!(read_all(&log).await.len() as i64, base);
+            let refused = log.append(sized(300, 30).bytes(), Durability::Cached).await;
+            let told = refused.unwrap_err();
+            assert!(
+                matches!(told, Error::UnreadableLog { offset, segment, position: 0, .. } if (offset, segment) == (base, base)),
+                "{told}"
+            );
+            assert!(log.read(base, 1, ReadLimit::HighWatermark, true).await.unwrap().is_empty());
+            store.enforce_retention().await.unwrap();
+            let other = first(&store, "other");
+            let end = other.offsets().log_end;
+            assert_eq!(append_stable(&other, &sized(300, 30)).await, end);
+            if in_order {
+                store.close().await.unwrap();
+            }
+        });
+    }
+    std::fs::remove_dir(&last).unwrap();
+    std::fs::rename(&aside, &last).unwrap();
+    place.run(async |store: Arc<Store>| {
+        assert_eq!(read_all(&first(&store, "hit")).await.len(), 30);
+        assert_eq!(append_stable(&first(&store, "hit"), &sized(300, 30)).await, 30);
+        assert_eq!(read_all(&first(&store, "other")).await.len(), 32);
+    });
+}
+
+#[test]
+fn a_directory_that_is_missing_is_made_anew_and_no_offset_is_given_twice() {
+    for in_order in [false, true] {
+        let place = killed();
+        if in_order {
+            place.run_and_close(async |_| ());
+        }
+        let dir = place.partition_dir("hit", 0);
+        let sealed: i64 =
+            files(&dir, "log").pop().unwrap().file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        let known = if in_order { 30 } else { sealed };
+        std::fs::remove_dir_all(&dir).unwrap();
+        place.run(async |store: Arc<Store>| {
+            let log = first(&store, "hit");
+            assert_eq!((log.offsets().log_start, log.offsets().log_end), (known, known));
+            assert_eq!(append_stable(&log, &sized(300, 30)).await, known);
+            assert_eq!(read_all(&first(&store, "other")).await.len(), 30);
+        });
+        assert!(dir.join("partition.metadata").is_file());
+        place.run_and_close(async |store: Arc<Store>| {
+            let got = read_all(&first(&store, "hit")).await;
+            assert_eq!(got.iter().map(|(base, _)| *base).collect::<Vec<_>>(), [known]);
         });
     }
 }
