@@ -321,7 +321,7 @@ fn split(arguments: &str) -> Vec<&str> {
 /// The bytes of a string, `"\x41\x42"`.
 fn unquoted(word: &str) -> Vec<u8> {
     let inner = word.trim_matches('"');
-    let digits: Vec<u8> = inner.bytes().filter(|byte| byte.is_ascii_hexdigit()).collect();
+    let digits: Vec<u8> = inner.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits
         .chunks(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("two digits"))

@@ -96,13 +96,13 @@ fn cut_in(lives: &[&[&str]], lie: Option<Lie>) {
     // Their syncs are real and cost nothing there.
     let sandbox = Sandbox::in_memory();
     std::fs::create_dir(sandbox.join("data")).unwrap();
-    let lines: Vec<Vec<String>> = lives.iter().map(|actions| live(&sandbox, actions)).collect();
+    let records: Vec<Vec<String>> = lives.iter().map(|actions| live(&sandbox, actions)).collect();
     let mut disk = Disk::new(&sandbox.join("data"), lie);
-    let all: usize = lines.iter().map(Vec::len).sum();
+    let all: usize = records.iter().map(Vec::len).sum();
     assert!(all > 50, "{all} calls only: the record is not what it should be");
     let every = (all / CUTS).max(1);
     let (mut promises, mut seen, mut cuts) = (Promises::new(), 0, 0);
-    for line in lines.iter().flatten() {
+    for line in records.iter().flatten() {
         seen += 1;
         let said = match disk.follow(line) {
             Step::Said(said) => {

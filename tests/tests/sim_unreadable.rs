@@ -49,19 +49,19 @@ impl Ground {
         Store::open(home, StoreOptions::default(), self.sim().runtime()).await.unwrap()
     }
 
-    /// Lets the disks refuse to read the middle of a value.
-    fn hide(&self, disks: &[Arc<SimDisk>], needle: &[u8]) {
-        for disk in disks {
-            let bytes = disk.peek(0, disk.size());
-            let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64;
-            let within = at + 300..at + 301;
-            disk.fail(Fault { within, lands: false, ..Fault::lasting(&[Operation::Read]) });
-        }
-    }
-
     fn end(&self, style: CutStyle) {
         self.sim().set_cut_style(style);
         self.sim().cut_now();
+    }
+}
+
+/// Lets the disks refuse to read the middle of a value.
+fn hide(disks: &[Arc<SimDisk>], needle: &[u8]) {
+    for disk in disks {
+        let bytes = disk.peek(0, disk.size());
+        let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64;
+        let within = at + 300..at + 301;
+        disk.fail(Fault { within, lands: false, ..Fault::lasting(&[Operation::Read]) });
     }
 }
 
@@ -117,7 +117,7 @@ fn grounds() -> Vec<Ground> {
 fn what_no_copy_answers_is_the_fault_of_its_partition_alone() {
     for ground in grounds() {
         let sim = ground.sim();
-        ground.hide(&ground.disks(), &value("hit", HIT));
+        hide(&ground.disks(), &value("hit", HIT));
         let life = async {
             let store = ground.open().await;
             let hit = log_of(&store, "hit");
@@ -154,7 +154,7 @@ fn what_no_copy_answers_is_the_fault_of_its_partition_alone() {
 fn a_topic_that_cannot_be_read_can_be_deleted() {
     for ground in grounds() {
         let sim = ground.sim();
-        ground.hide(&ground.disks(), &value("hit", HIT));
+        hide(&ground.disks(), &value("hit", HIT));
         let life = async {
             let store = ground.open().await;
             store.delete_topic("hit").await.unwrap();
@@ -175,7 +175,7 @@ fn a_topic_that_cannot_be_read_can_be_deleted() {
 fn one_copy_that_answers_is_enough() {
     for leg in 0..2 {
         let ground = grounds().pop().unwrap();
-        ground.hide(&ground.disks()[leg..=leg], &value("hit", HIT));
+        hide(&ground.disks()[leg..=leg], &value("hit", HIT));
         let life = async {
             let store = ground.open().await;
             let hit = log_of(&store, "hit");

@@ -382,7 +382,7 @@ fn make_anew(root: &Path, dir: &Path, id: &PartitionId) -> Result<()> {
 /// left.
 fn make_dirs(root: &Path, record: &TopicRecord) -> Result<()> {
     let mut made = Vec::new();
-    let mut make = |partition| {
+    let mut create = |partition| {
         let dir = names::partition_dir(root, &record.name, partition);
         if dir.exists() {
             remove_half_made(&dir)?;
@@ -391,7 +391,7 @@ fn make_dirs(root: &Path, record: &TopicRecord) -> Result<()> {
         made.push(dir.clone());
         write_metadata(&dir, record.id)
     };
-    let outcome = (0..record.partitions).try_for_each(&mut make).and_then(|()| sync_dir(root));
+    let outcome = (0..record.partitions).try_for_each(&mut create).and_then(|()| sync_dir(root));
     if outcome.is_err() {
         for dir in &made {
             if let Err(error) = remove_dir(dir) {
