@@ -1,7 +1,8 @@
 //! `raid10 attach` by the kernel's own NBD driver, in a virtual machine in which the servers run, too: a disk, a mount, all
 //! of it undone, and refusals; a mounted file system that lives through the death of its server, and through its end; a
-//! server that stands still for longer than the driver waits, and members that do. One boot for all of it, of some 100 s: for 45 of them the
-//! driver waits until a request that was under way when its server died is old enough to be asked again.
+//! server that stands still for longer than the driver waits, and members that do; a driver that is long in answering. One
+//! boot for all of it, of some 100 s: for 45 of them the driver waits until a request that was under way when its server
+//! died is old enough to be asked again.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +71,7 @@ fn a_mounted_disk_lives_through_the_death_of_its_server() {
         ("kept", "kept"),
         // The kernel's own word on all of the above.
         ("errors", "0"),
+        ("late", "/dev/nbd0"),
     ] {
         assert_eq!(told.get(key), Some(&expected), "{key}: {output}");
     }

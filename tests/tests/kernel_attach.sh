@@ -159,6 +159,37 @@ refuse "small has no server" raid10 detach small
 raid10 detach small --force 2>&1
 echo RESULT errors $(dmesg | grep -ci "i/o error")
 
+echo "== the driver is slow to answer"
+members="/tmp/a.img /tmp/b.img" serve
+small=$server
+raid10 attach small --device /dev/nbd1
+exec 7>/dev/nbd1
+kill -STOP $small
+# More than its sockets take: who is to say goodbye on them waits, and whoever asks the driver anything waits for that.
+dd if=/dev/zero bs=1M count=16 conv=fsync >&7 2>/tmp/stuffed &
+stuffed=$!
+sleep 3
+/tools/nbd-client -d /dev/nbd1 >/tmp/goodbye 2>&1 &
+goodbye=$!
+sleep 2
+raid10 attach $member --device /dev/nbd0 >/tmp/late 2>&1 &
+late=$!
+sleep 2
+# Nobody else does. (A name is looked for at each server: the one that stands still does not answer.)
+timeout 20 raid10 status $member >/dev/null
+timeout 20 raid10 limit $member
+refuse "vol is being attached or detached at this moment" timeout 20 raid10 stop $member
+kill -0 $goodbye
+kill -0 $late
+kill -CONT $small
+wait $goodbye
+wait $stuffed || true
+exec 7>&-
+wait $late && echo RESULT late $(attached vol) || cat /tmp/late
+raid10 detach vol
+raid10 stop small
+wait $small
+
 echo "== no driver"
 rmmod nbd
 refuse "load it with \`modprobe nbd\`" raid10 attach vol --device /dev/nbd0

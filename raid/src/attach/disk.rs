@@ -12,7 +12,7 @@ use super::kernel::{
 };
 use super::kernel_disk::parse_backend;
 use super::netlink::Driver;
-use super::{AttachError, FILE_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown, Way};
+use super::{AttachError, FILE_SUFFIX, LOCK_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown, Way};
 use crate::control::runtime_dir;
 use crate::error::Result;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -37,11 +37,13 @@ pub fn need_root() -> Result<()> {
     if rustix::process::geteuid().is_root() { Ok(()) } else { Err(AttachError::NotRoot.into()) }
 }
 
-/// Keeps other commands from attaching and detaching at the same time, for as long as it lives.
-pub fn alone() -> Result<File> {
-    let dir = runtime_dir();
-    let opened = File::open(&dir).map_err(|error| failed(&dir, &error))?;
-    flock(&opened, FlockOperation::LockExclusive).map_err(|errno| failed(&dir, &errno.into()))?;
+/// Keeps other commands from attaching and detaching the volume at the same time, for as long as it lives. Other volumes are
+/// not held up by what the kernel takes long for.
+pub fn alone(volume: Uuid) -> Result<File> {
+    let path = runtime_dir().join(format!("{volume}.{LOCK_SUFFIX}"));
+    let opened = File::options().create(true).truncate(false).write(true).open(&path);
+    let opened = opened.map_err(|error| failed(&path, &error))?;
+    flock(&opened, FlockOperation::LockExclusive).map_err(|errno| failed(&path, &errno.into()))?;
     Ok(opened)
 }
 
@@ -99,6 +101,16 @@ fn note(home: &Path, volume: Uuid) -> PathBuf {
 
 /// Finds what there is of a volume's attachment, whether its server lives or not. `None`: nothing.
 pub fn find(volume: Uuid) -> Result<Option<Attachment>> {
+    found(volume, stands)
+}
+
+/// The same, from the kernel's lists alone: its NBD driver, which may take long, is not asked. A disk that somebody else has
+/// disconnected while it was in use is taken for one that waits for its server then.
+pub fn look(volume: Uuid) -> Result<Option<Attachment>> {
+    found(volume, |_, _| true)
+}
+
+fn found(volume: Uuid, stands: impl Fn(u32, &str) -> bool) -> Result<Option<Attachment>> {
     // What stands there is found by the device's own word, wherever the runtime directory is.
     let dir = home().unwrap_or_else(runtime_dir);
     let file = dir.join(format!("{volume}.{FILE_SUFFIX}"));

@@ -111,6 +111,15 @@ pub enum AttachError {
         /// The device, and the directory if it is mounted.
         place: String,
     },
+    /// It is on its way.
+    #[error(
+        "{name} is being attached or detached at this moment, and the kernel has not answered yet; it waits for what is \
+         under way on a disk: try again when that goes on"
+    )]
+    Changing {
+        /// The volume.
+        name: String,
+    },
     /// It is not attached.
     #[error("{name} is not attached")]
     NotAttached {
@@ -214,6 +223,7 @@ impl AttachError {
             Self::OldNbd => Errno::NOTSUP,
             Self::Writable { .. } => Errno::ROFS,
             Self::Already { .. }
+            | Self::Changing { .. }
             | Self::StopAttached { .. }
             | Self::MountedByOthers { .. }
             | Self::MountInUse { .. }

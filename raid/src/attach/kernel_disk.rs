@@ -87,6 +87,17 @@ pub(super) fn path(number: u32) -> PathBuf {
     format!("/dev/nbd{number}").into()
 }
 
+/// What is to be a disk, and how.
+pub(super) struct Served<'a> {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) volume: Uuid,
+    pub(super) read_only: bool,
+    /// Told when the server ends: nothing more is taken then.
+    pub(super) stop: watch::Sender<bool>,
+    /// What the connections run on.
+    pub(super) io: &'a Handle,
+}
+
 /// A disk that this process serves.
 #[derive(Debug)]
 pub(super) struct KernelDisk {
@@ -96,17 +107,12 @@ pub(super) struct KernelDisk {
 }
 
 impl KernelDisk {
-    /// Makes the volume a disk: that of the number, or a free one. Blocks; the connections run on `io`.
-    pub(super) fn connect(
-        device: Arc<dyn Device>,
-        volume: Uuid,
-        read_only: bool,
-        number: Option<u32>,
-        io: &Handle,
-    ) -> Result<Self> {
+    /// Makes the volume a disk: that of the number, or a free one; gives with it what could not be had. Blocks.
+    pub(super) fn connect(served: Served<'_>, number: Option<u32>) -> Result<(Self, Vec<String>)> {
         let driver = driver()?;
+        let Served { device, volume, read_only, stop, io } = served;
         let (size, name) = (device.size(), backend(volume, device.name()));
-        let session = session(device, read_only);
+        let session = session(Arc::clone(&device), read_only);
         let flags = offered(&session);
         let wanted = NewDisk {
             number,
@@ -117,7 +123,7 @@ impl KernelDisk {
             patience: PATIENCE,
             backend: &name,
         };
-        let lines = Lines::new(session);
+        let lines = Lines::new(session, stop);
         let mut connections = Connections::default();
         let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
         let begun = Instant::now();
@@ -135,20 +141,15 @@ impl KernelDisk {
             driver.disconnect(number).map_err(|errno| refused(Some(number), errno))?;
             return Err(AttachError::OldNbd.into());
         }
-        bound_discards(number);
-        Ok(Self::kept(number, name, lines, connections, io))
+        let disk = Self::kept(number, name.clone(), lines, connections, io);
+        let warning = as_large(&driver, number, &name, size, &*device);
+        Ok((disk, warning.into_iter().collect()))
     }
 
-    /// Takes over a disk of this volume that another server has left; gives with it what could not be had. Blocks; the
-    /// connections run on `io`.
-    pub(super) fn take_over(
-        device: Arc<dyn Device>,
-        volume: Uuid,
-        read_only: bool,
-        number: u32,
-        io: &Handle,
-    ) -> Result<(Self, Option<String>)> {
+    /// Takes over a disk of this volume that another server has left; gives with it what could not be had. Blocks.
+    pub(super) fn take_over(served: Served<'_>, number: u32) -> Result<(Self, Vec<String>)> {
         let driver = driver()?;
+        let Served { device, volume, read_only, stop, io } = served;
         let refused = |errno| refused(Some(number), errno);
         let stands = nbd_disk(number).filter(|disk| disk.volume() == Some(volume));
         let NbdDisk { backend, read_only: disk_read_only, size: was, .. } =
@@ -156,25 +157,21 @@ impl KernelDisk {
         if read_only && !disk_read_only {
             return Err(AttachError::Writable { device: path(number).display().to_string() }.into());
         }
-        let size = device.size();
-        let lines = Lines::new(session(device, read_only));
+        let lines = Lines::new(session(Arc::clone(&device), read_only), stop);
         let mut connections = Connections::default();
         let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
         driver.reconnect(number, &backend, &theirs).map_err(refused)?;
         drop(theirs);
         let disk = Self::kept(number, backend.clone(), lines, connections, io);
         // Only now: the driver may wait for what is under way before it changes the size.
-        let resized = if size == was { Ok(()) } else { driver.resize(number, &backend, size) };
-        bound_discards(number);
-        let warning = resized.err().map(|errno| {
-            format!("/dev/nbd{number} is still {was} bytes large, and its volume {size}: {}", refused(errno))
-        });
-        Ok((disk, warning))
+        let warning = as_large(&driver, number, &backend, was, &*device);
+        Ok((disk, warning.into_iter().collect()))
     }
 
     fn kept(number: u32, backend: String, lines: Lines, connections: Connections, io: &Handle) -> Self {
         let stop = lines.stop.clone();
-        let keeper = io.spawn(Keeper { number, backend, lines, connections }.keep());
+        let mending = JoinSet::new();
+        let keeper = io.spawn(Keeper { number, backend, lines, connections, mending }.keep());
         Self { number, stop, keeper }
     }
 
@@ -212,6 +209,17 @@ impl KernelDisk {
             tracing::error!("the keeper of /dev/nbd{} ended badly: {error}", self.number);
         }
     }
+}
+
+/// Makes a disk as large as its volume, which may have grown since it `was` looked at, and bounds its discards. Gives what
+/// could not be had.
+fn as_large(driver: &Driver, number: u32, backend: &str, was: u64, volume: &dyn Device) -> Option<String> {
+    let size = volume.size();
+    let resized = if size == was { Ok(()) } else { driver.resize(number, backend, size) };
+    bound_discards(number);
+    let errno = resized.err()?;
+    let refused = refused(Some(number), errno);
+    Some(format!("{} is still {was} bytes large, and its volume {size}: {refused}", path(number).display()))
 }
 
 fn driver() -> Result<Driver> {
@@ -285,9 +293,8 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(session: Session) -> Self {
-        let (pool, stop) = (Arc::new(Pool::new(SHARED_BYTES)), watch::Sender::new(false));
-        Self { session, pool, siblings: Arc::default(), stop }
+    fn new(session: Session, stop: watch::Sender<bool>) -> Self {
+        Self { session, pool: Arc::new(Pool::new(SHARED_BYTES)), siblings: Arc::default(), stop }
     }
 
     /// Makes connections, which are served from now on, and gives the driver's ends.
@@ -321,10 +328,13 @@ struct Keeper {
     backend: String,
     lines: Lines,
     connections: Connections,
+    /// Whether the driver is being told of fresh connections. An error of `None`: the disk is not this volume's any more.
+    mending: JoinSet<std::result::Result<(), Option<AttachError>>>,
 }
 
 impl Keeper {
-    /// Ends when the driver or the server has said goodbye, with the last connection.
+    /// Ends when the driver or the server has said goodbye, with the last connection, whether or not the driver has
+    /// answered by then what it was told last.
     async fn keep(mut self) {
         let mut stopping = self.lines.stop.subscribe();
         let mut over = false;
@@ -333,61 +343,60 @@ impl Keeper {
         loop {
             let (served, live) = (self.connections.served.len(), self.connections.live.len());
             let lacking = CONNECTIONS.saturating_sub(live);
-            let has_room = served < CONNECTIONS + MOST_UNDEAD;
-            let due = tokio::select! {
+            let may_mend = served < CONNECTIONS + MOST_UNDEAD && self.mending.is_empty() && !over;
+            tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stop| *stop), if !over => {
-                    over = true;
-                    false
-                }
-                Some(ended) = self.connections.served.join_next() => {
-                    match ended {
-                        Ok(Ended::ByClient | Ended::Stopped) => over = true,
-                        _ if over => {}
-                        Ok(ended) => tracing::warn!("a connection of /dev/nbd{} ended: {ended}", self.number),
-                        Err(error) => tracing::error!("a connection of /dev/nbd{} died: {error}", self.number),
-                    }
-                    false
-                }
+                _ = stopping.wait_for(|stop| *stop), if !over => over = true,
+                Some(ended) = self.connections.served.join_next() => match ended {
+                    Ok(Ended::ByClient | Ended::Stopped) => over = true,
+                    _ if over => {}
+                    Ok(ended) => tracing::warn!("a connection of /dev/nbd{} ended: {ended}", self.number),
+                    Err(error) => tracing::error!("a connection of /dev/nbd{} died: {error}", self.number),
+                },
                 // It is replaced, whatever still runs on it.
                 Some(_) = self.connections.live.join_next() => {
                     // Those that have held for long were no failure.
                     if mended.elapsed() > 2 * LONGEST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
-                    false
                 }
-                () = tokio::time::sleep(pause), if lacking > 0 && has_room && !over => true,
+                Some(told) = self.mending.join_next(), if !over => {
+                    match told.unwrap_or(Err(None)) {
+                        Ok(()) => tracing::info!("/dev/nbd{} has its connections again", self.number),
+                        Err(None) => over = true,
+                        Err(Some(error)) => {
+                            tracing::warn!("/dev/nbd{} lacks {lacking} connections: {error}", self.number);
+                        }
+                    }
+                    mended = Instant::now();
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                () = tokio::time::sleep(pause), if lacking > 0 && may_mend => {
+                    if let Err(error) = self.mend(lacking) {
+                        tracing::warn!("/dev/nbd{} lacks {lacking} connections: {error}", self.number);
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                }
                 else => return,
-            };
-            if !due {
-                continue;
             }
-            match self.mend(lacking).await {
-                Ok(()) => tracing::info!("/dev/nbd{} has its connections again", self.number),
-                Err(None) => over = true,
-                Err(Some(error)) => {
-                    tracing::warn!("/dev/nbd{} lacks {lacking} connections: {error}", self.number);
-                }
-            }
-            mended = Instant::now();
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Makes as many connections anew. An error of `None`: the disk is not this volume's any more.
-    async fn mend(&mut self, lacking: usize) -> std::result::Result<(), Option<crate::Error>> {
+    /// Makes as many connections anew, and begins to tell the driver of them. That may take it long, since it carries out
+    /// one order at a time: meanwhile the disk goes on.
+    fn mend(&mut self, lacking: usize) -> Result<()> {
         let theirs = self.lines.open(lacking, &mut self.connections, &Handle::current())?;
         let (number, backend) = (self.number, self.backend.clone());
-        let telling = tokio::task::spawn_blocking(move || {
-            let driver = driver()?;
+        self.mending.spawn_blocking(move || {
+            let refused = |number| move |errno| Some(refused(number, errno));
+            let driver = Driver::find().map_err(refused(None))?.ok_or(AttachError::NoNbd)?;
             match driver.reconnect(number, &backend, &theirs) {
                 Ok(()) => Ok(()),
                 Err(Errno::INVAL) if matches!(driver.stands(number, &backend), Ok(false)) => Err(None),
-                Err(errno) => Err(Some(refused(Some(number), errno).into())),
+                Err(errno) => Err(refused(Some(number))(errno)),
             }
         });
-        telling.await.unwrap_or(Err(None))
+        Ok(())
     }
 }
 

@@ -19,7 +19,8 @@
 //! that, the user is told.
 //!
 //! Invariants: an array is attached once at most. It is not stopped while it is attached, but by a second signal.
-//! Detached means flushed.
+//! Detached means flushed. No lock is held over a call to the kernel ([`place`]): who asks how things are is answered,
+//! however long the kernel takes for what it was asked before.
 
 pub mod disk;
 mod error;
@@ -27,6 +28,7 @@ mod file;
 mod kernel;
 mod kernel_disk;
 mod netlink;
+mod place;
 
 pub use error::AttachError;
 
@@ -34,8 +36,8 @@ use crate::control::{make_runtime_dir, runtime_dir};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use file::VolumeFile;
-use kernel_disk::KernelDisk;
-use parking_lot::Mutex;
+use kernel_disk::{KernelDisk, Served};
+use place::{Begun, Place, State};
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall, munlockall};
 use rustix::process::{configure_io_flusher_behavior, is_io_flusher};
@@ -43,12 +45,16 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// What the file of an attached volume is called, behind its UUID, in the runtime directory.
 const FILE_SUFFIX: &str = "disk";
 /// What the note of the directory is called that `attach --mount` has mounted the volume on.
 const NOTE_SUFFIX: &str = "mounted";
+/// What the file is called that is locked by who attaches or detaches the volume.
+const LOCK_SUFFIX: &str = "lock";
 /// In the kernel's list of mounts, what such a file comes from: this and the volume's name.
 const SOURCE_PREFIX: &str = "raid10:";
 
@@ -88,24 +94,24 @@ pub struct Shown {
     pub warnings: Vec<String>,
 }
 
-/// Shows one volume as a file or a disk, or not. Its methods may block.
+/// How long the end waits for what the kernel is being asked.
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// Shows one volume as a file or a disk, or not.
 #[derive(Debug)]
 pub struct Attacher {
     read_only: bool,
-    state: Mutex<State>,
+    place: Place<Thing>,
 }
 
 #[derive(Debug)]
-enum State {
-    Detached,
+enum Thing {
     File(VolumeFile),
     Disk(KernelDisk),
-    /// The volume is about to be stopped.
-    Closed,
 }
 
-impl State {
-    /// What there is; anybody may have taken it away.
+impl Thing {
+    /// What it is; anybody may have taken it away.
     fn shown(&self, read_only: bool) -> Option<Shown> {
         let (path, nbd) = match self {
             Self::File(file) if file.is_mounted() => (file.path().to_owned(), None),
@@ -114,55 +120,92 @@ impl State {
         };
         Some(Shown { path, nbd, read_only, warnings: Vec::new() })
     }
+
+    /// Takes it away. Refused while somebody has the file open. Blocks.
+    fn end(&mut self) -> Result<()> {
+        match self {
+            Self::File(file) => file.unmount(),
+            Self::Disk(disk) => disk.disconnect(),
+        }
+    }
+
+    /// The server ends: what is under way on a disk is answered, and nothing more is taken. A file goes with its server.
+    async fn leave(self) {
+        if let Self::Disk(disk) = self {
+            disk.leave().await;
+        }
+    }
 }
 
 impl Attacher {
     /// For a volume that is served.
     #[must_use]
     pub fn new(read_only: bool) -> Self {
-        Self { read_only, state: Mutex::new(State::Detached) }
+        Self { read_only, place: Place::new() }
     }
 
-    /// The file or the disk, if it is there.
+    /// The file or the disk, if it is there: while it goes, too.
     #[must_use]
     pub fn shown(&self) -> Option<Shown> {
-        self.state.lock().shown(self.read_only)
+        self.place.look(|state| match state {
+            State::Holds(thing) => thing.shown(self.read_only),
+            State::Changing(changing) => changing.shown.clone(),
+            State::Empty | State::Closed => None,
+        })
     }
 
-    /// Makes the file or the disk appear; its operations run on the runtime `io`.
-    pub fn attach(
+    /// Makes the file or the disk appear; its operations run on the runtime `io`. Refused while another attach or detach
+    /// is under way. Blocks for as long as the kernel likes.
+    pub fn attach(&self, device: Arc<dyn Device>, volume: Uuid, way: Way, io: &Handle) -> Result<Shown> {
+        let name = device.name().to_owned();
+        let stopped = || Error::Stopped { name: name.clone() };
+        let (change, was) = match self.place.begin(|thing| thing.shown(self.read_only)) {
+            Begun::Change(change, was) => (change, was),
+            Begun::Busy => return Err(AttachError::Changing { name }.into()),
+            Begun::Closed => return Err(stopped()),
+        };
+        let standing = was.filter(|thing| thing.shown(self.read_only).is_some());
+        let (thing, mut warnings) = match standing {
+            Some(thing) => (thing, Vec::new()),
+            None => self.make(device, volume, way, change.leaving(), io)?,
+        };
+        let Some(shown) = thing.shown(self.read_only) else {
+            return Err(AttachError::NotAttached { name }.into());
+        };
+        warnings.extend(hold_memory());
+        match change.settle(Some(thing)) {
+            None => Ok(Shown { warnings, ..shown }),
+            // The server has ended meanwhile.
+            Some(thing) => {
+                io.block_on(thing.leave());
+                Err(stopped())
+            }
+        }
+    }
+
+    fn make(
         &self,
         device: Arc<dyn Device>,
         volume: Uuid,
         way: Way,
-        io: &tokio::runtime::Handle,
-    ) -> Result<Shown> {
-        let mut state = self.state.lock();
-        if let State::Closed = &*state {
-            return Err(Error::Stopped { name: device.name().to_owned() });
-        }
-        if let Some(shown) = state.shown(self.read_only) {
-            return Ok(shown);
-        }
-        let mut warnings = Vec::new();
-        *state = match way {
-            Way::File => State::File(self.show(device, volume, io)?),
+        leaving: &watch::Sender<bool>,
+        io: &Handle,
+    ) -> Result<(Thing, Vec<String>)> {
+        let served = Served { device, volume, read_only: self.read_only, stop: leaving.clone(), io };
+        Ok(match way {
+            Way::File => (Thing::File(self.show(served.device, volume, io)?), Vec::new()),
             Way::Nbd { device: number } => {
-                State::Disk(KernelDisk::connect(device, volume, self.read_only, number, io)?)
+                let (disk, warnings) = KernelDisk::connect(served, number)?;
+                (Thing::Disk(disk), warnings)
             }
             Way::NbdAgain { device: number } => {
-                let (disk, warning) = KernelDisk::take_over(device, volume, self.read_only, number, io)?;
-                warnings.extend(warning);
-                State::Disk(disk)
+                let (disk, warnings) = KernelDisk::take_over(served, number)?;
+                (Thing::Disk(disk), warnings)
             }
-        };
-        let shown =
-            state.shown(self.read_only).ok_or(AttachError::NotAttached { name: volume.to_string() })?;
-        warnings.extend(hold_memory());
-        Ok(Shown { warnings, ..shown })
+        })
     }
 
-    fn show(&self, device: Arc<dyn Device>, volume: Uuid, io: &tokio::runtime::Handle) -> Result<VolumeFile> {
+    fn show(&self, device: Arc<dyn Device>, volume: Uuid, io: &Handle) -> Result<VolumeFile> {
         let dir = runtime_dir();
         make_runtime_dir(&dir)?;
         let dir = dir.canonicalize().map_err(|error| Error::RuntimeDir {
@@ -173,46 +216,54 @@ impl Attacher {
         VolumeFile::mount(device, path, self.read_only, io.clone())
     }
 
-    /// Makes the file or the disk go. Refused, and nothing has changed, while somebody has the file open; that nobody
-    /// uses the disk is the caller's business, and so is flushing the volume before.
-    pub fn detach(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        match &mut *state {
-            State::File(file) => file.unmount()?,
-            State::Disk(disk) => disk.disconnect()?,
-            State::Detached | State::Closed => return Ok(()),
+    /// Makes the file or the disk of the volume `name` go. Refused, and nothing has changed, while somebody has the file
+    /// open, or another attach or detach is under way; that nobody uses the disk is the caller's business, and so is
+    /// flushing the volume before. Blocks for as long as the kernel likes.
+    pub fn detach(&self, name: &str) -> Result<()> {
+        let (change, was) = match self.place.begin(|thing| thing.shown(self.read_only)) {
+            Begun::Change(change, was) => (change, was),
+            Begun::Busy => return Err(AttachError::Changing { name: name.to_owned() }.into()),
+            Begun::Closed => return Ok(()),
+        };
+        let Some(mut thing) = was else { return Ok(()) };
+        if let Err(refused) = thing.end() {
+            if let Some(thing) = change.settle(Some(thing)) {
+                Handle::current().block_on(thing.leave());
+            }
+            return Err(refused);
         }
-        let was = std::mem::replace(&mut *state, State::Detached);
-        // Waiting keeps nobody who only looks.
-        drop(state);
-        if let State::Disk(disk) = was {
+        if let Thing::Disk(disk) = thing {
             disk.wait();
         }
-        munlockall().map_err(|errno| AttachError::Memory { errno })?;
-        Ok(())
+        // Before the next one may lock it anew.
+        let unlocked = munlockall();
+        change.settle(None);
+        unlocked.map_err(|errno| AttachError::Memory { errno }.into())
     }
 
-    /// Before a stop: refused while the file or the disk is there; from then on neither comes back.
+    /// Before a stop: refused while the file or the disk is there, comes or goes; from then on neither comes back.
     pub fn close(&self, name: &str) -> Result<()> {
-        let mut state = self.state.lock();
-        if state.shown(self.read_only).is_some() {
-            return Err(AttachError::StopAttached { name: name.to_owned() }.into());
+        if self.place.close_empty(|thing| thing.shown(self.read_only).is_some()) {
+            return Ok(());
         }
-        *state = State::Closed;
-        Ok(())
+        let name = name.to_owned();
+        let changing = self.place.look(|state| matches!(state, State::Changing(_)));
+        let refused =
+            if changing { AttachError::Changing { name } } else { AttachError::StopAttached { name } };
+        Err(refused.into())
     }
 
     /// Whether what there is would wait for the next server.
     #[must_use]
     pub fn outlives_server(&self) -> bool {
-        matches!(&*self.state.lock(), State::Disk(disk) if disk.stands())
+        self.shown().is_some_and(|shown| shown.nbd.is_some())
     }
 
-    /// At a stop all the same: what is under way on a disk is answered, and nothing more is taken.
+    /// At a stop all the same: what is under way on a disk is answered, and nothing more is taken. What the kernel is just
+    /// being asked is waited for a little; what comes of it later is left at once.
     pub async fn leave(&self) {
-        let was = std::mem::replace(&mut *self.state.lock(), State::Closed);
-        if let State::Disk(disk) = was {
-            disk.leave().await;
+        if let Some(thing) = self.place.close(LAST_WAIT).await {
+            thing.leave().await;
         }
     }
 }

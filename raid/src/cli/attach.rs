@@ -45,8 +45,8 @@ impl Attach {
     pub(super) async fn run(self) -> Result<()> {
         disk::need_root()?;
         let volume = live(&self.volume).await?;
-        let _alone = disk::alone()?;
         let (name, uuid) = (&volume.status.name, volume.status.uuid);
+        let _alone = disk::alone(uuid)?;
         let mut attachment = disk::find(uuid)?;
         let mut shown = volume.served(volume.client.attached().await?)?;
         let mut taken_over = false;
@@ -174,7 +174,7 @@ impl Detach {
         disk::need_root()?;
         let (uuid, name) = self.meant().await?;
         let client = Client::of(uuid);
-        let _alone = disk::alone()?;
+        let _alone = disk::alone(uuid)?;
         let attachment = disk::find(uuid)?;
         // Only now, so that it is of the same moment.
         let attached = client.attached().await?;

@@ -107,8 +107,8 @@ impl Grow {
         let grown = volume.client.grow().await?;
         let bytes = volume.served(grown)?;
         // A disk that waits for this server is made larger when that takes it over.
-        if let Some(attachment) = disk::find(volume.status.uuid)?
-            && volume.served(volume.client.attached().await?)?.is_some()
+        if volume.served(volume.client.attached().await?)?.is_some()
+            && let Some(attachment) = disk::find(volume.status.uuid)?
         {
             attachment.resize(bytes)?;
         }

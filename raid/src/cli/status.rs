@@ -41,7 +41,7 @@ impl Status {
                 Found::Served(client, status) => (*status, true, Some(client)),
                 Found::Offline(member) => (offline(&with_siblings(*member).await), false, None),
             };
-            let attached = match disk::find(status.uuid)? {
+            let attached = match disk::look(status.uuid)? {
                 None => None,
                 Some(attachment) => {
                     let known = match client {

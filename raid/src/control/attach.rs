@@ -14,8 +14,8 @@ impl Served {
         Ok(Arc::clone(self.attach.as_ref().ok_or_else(own_use)?))
     }
 
-    /// Does with the attacher what may block.
-    pub(super) async fn with_attacher<T: Send + 'static>(
+    /// Does with the attacher what may block, for as long as the kernel likes: nobody waits for it but who asked.
+    async fn with_attacher<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Attacher) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -26,19 +26,15 @@ impl Served {
     }
 }
 
-pub(super) async fn attached(State(served): State<Served>) -> Answer<Option<Shown>> {
-    if served.attach.is_none() {
-        return Ok(Json(None));
-    }
-    // It waits while the volume is being attached, which may in turn wait for what the disk was asked before.
-    Ok(Json(served.with_attacher(|attacher| Ok(attacher.shown())).await?))
+pub(super) async fn attached(State(served): State<Served>) -> Json<Option<Shown>> {
+    Json(served.attach.as_ref().and_then(|attacher| attacher.shown()))
 }
 
 pub(super) async fn attach(State(served): State<Served>, body: Body) -> Answer<Shown> {
     let way: Way = read(&body)?;
     let io = tokio::runtime::Handle::current();
     served
-        .carry_out(move |served| async move {
+        .to_its_end(move |served| async move {
             let (device, uuid) = (Arc::clone(&served.volume) as Arc<dyn Device>, served.volume.uuid());
             served.with_attacher(move |attacher| attacher.attach(device, uuid, way, &io)).await
         })
@@ -47,11 +43,12 @@ pub(super) async fn attach(State(served): State<Served>, body: Body) -> Answer<S
 
 pub(super) async fn detach(State(served): State<Served>) -> Answer<Done> {
     served
-        .carry_out(|served| async move {
+        .to_its_end(|served| async move {
             // A volume that can no longer be flushed can be detached all the same, and says so.
-            let shown = served.with_attacher(|attacher| Ok(attacher.shown())).await?;
+            let shown = served.attacher()?.shown();
             let flushed = if shown.is_some() { served.volume.flush().await } else { Ok(()) };
-            served.with_attacher(Attacher::detach).await?;
+            let name = served.volume.name().to_owned();
+            served.with_attacher(move |attacher| attacher.detach(&name)).await?;
             flushed.map(|()| Done {})
         })
         .await

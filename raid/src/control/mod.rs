@@ -23,8 +23,10 @@
 //! `{"error": "a sentence"}`.
 //!
 //! Invariants: only the owner can connect (directory 0700 if made here, socket 0600). The socket exists while the
-//! server lives; a dead server's is taken over by the next one, and told from a living one by connecting. Commands that
-//! change the volume are carried out one at a time, each to its end, even if the client goes away.
+//! server lives; a dead server's is taken over by the next one, and told from a living one by connecting. Commands are
+//! carried out to their end, even if the client goes away; those that change the volume one at a time. To attach and to
+//! detach are not among these: they are calls to the kernel, which may take for as long as some disk hangs, and hold up
+//! nothing else.
 
 mod attach;
 pub mod client;

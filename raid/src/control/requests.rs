@@ -136,7 +136,8 @@ pub(super) fn routes(volume: Arc<Volume>, handles: Handles) -> Router {
 }
 
 impl Served {
-    /// Carries a command out when all before it are done, to its end, whatever becomes of the client.
+    /// Carries a command that changes the volume out when all before it are done, to its end, whatever becomes of the
+    /// client.
     pub(super) async fn carry_out<T: Serialize + Send + 'static, F>(
         &self,
         command: impl FnOnce(Self) -> F + Send + 'static,
@@ -144,12 +145,24 @@ impl Served {
     where
         F: Future<Output = Result<T>> + Send,
     {
-        let served = self.clone();
-        let running = tokio::spawn(async move {
-            let one = Arc::clone(&served.one);
+        let one = Arc::clone(&self.one);
+        self.to_its_end(|served| async move {
             let _alone = one.lock().await;
             command(served).await
-        });
+        })
+        .await
+    }
+
+    /// Carries a command out to its end, whatever becomes of the client.
+    pub(super) async fn to_its_end<T: Serialize + Send + 'static, F>(
+        &self,
+        command: impl FnOnce(Self) -> F + Send + 'static,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        let served = self.clone();
+        let running = tokio::spawn(async move { command(served).await });
         let name = self.volume.name().to_owned();
         // A task without an outcome: the process is about to end.
         let outcome = running.await.unwrap_or_else(|_| Err(Error::Stopped { name }));
@@ -188,9 +201,8 @@ async fn status(State(served): State<Served>) -> Json<Status> {
 }
 
 async fn stop_volume(State(served): State<Served>) -> Answer<Done> {
-    if served.attach.is_some() {
-        let name = served.volume.name().to_owned();
-        served.with_attacher(move |attacher| attacher.close(&name)).await?;
+    if let Some(attacher) = &served.attach {
+        attacher.close(served.volume.name())?;
     }
     served.stop.request();
     served.stop.outcome().await.map_err(Error::Remote)?;
