@@ -365,6 +365,14 @@ fn what_the_volume_refuses_the_disk_refuses() {
     let said = &written.stderr;
     assert!(!written.status.success() && said.contains("error writing"), "{said}");
     assert_eq!(attached.detach(), "");
+    // Who leaves it to the page cache is told at the end, and it is the end all the same.
+    let attached = Attached::new(&sandbox, "full", &[]);
+    let to = format!("of={}", attached.device().display());
+    succeed(sandbox.command("dd").args(["if=/dev/zero", "bs=1M", "count=48"]).arg(to));
+    let device = attached.device().to_str().expect("UTF-8").to_owned();
+    refused(&sandbox, &["detach", "full"], &[&device, "not all that was written to it has reached", "fsck"]);
+    attached.undone();
+    assert_eq!(status(&sandbox, "full")["attached"], Value::Null);
     served.stop();
     place.unmount();
 }

@@ -1,8 +1,8 @@
 //! `raid10 attach` by the kernel's own NBD driver, in a virtual machine in which the servers run, too: a disk, a mount, all
 //! of it undone, and refusals; a mounted file system that lives through the death of its server, and through its end; a
-//! server that stands still for longer than the driver waits, and members that do; a driver that is long in answering. One
-//! boot for all of it, of some 100 s: for 45 of them the driver waits until a request that was under way when its server
-//! died is old enough to be asked again.
+//! server that stands still for longer than the driver waits, and members that do; disks that were given up, or waited in
+//! vain, or could not write all; a driver that is long in answering. One boot for all of it, of some 120 s: for 45 of them
+//! the driver waits until a request that was under way when its server died is old enough to be asked again.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,6 +71,10 @@ fn a_mounted_disk_lives_through_the_death_of_its_server() {
         ("kept", "kept"),
         // The kernel's own word on all of the above.
         ("errors", "0"),
+        ("anew", "/dev/nbd0 beside /sys/block/nbd1/pid"),
+        ("noted", "served"),
+        ("vain", "/dev/nbd1, without a server for too long: `raid10 detach small --force` lets it go"),
+        ("forgotten", "ls: /run/raid10/nbd1.note: No such file or directory"),
         ("late", "/dev/nbd0"),
     ] {
         assert_eq!(told.get(key), Some(&expected), "{key}: {output}");

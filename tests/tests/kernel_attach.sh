@@ -153,11 +153,53 @@ raid10 detach vol
 
 echo "== given up"
 echo RESULT mended $(grep -c "/dev/nbd1 has its connections again" /tmp/serve.log)
+sleep 600 </dev/nbd1 &
+user=$!
 kill -9 $small
 wait $small || true
 refuse "small has no server" raid10 detach small
-raid10 detach small --force 2>&1
+raid10 detach small --force 2>&1 | grep "becomes free when sleep ($user) let it go"
 echo RESULT errors $(dmesg | grep -ci "i/o error")
+# It is still there, and never goes on.
+members="/tmp/a.img /tmp/b.img" serve
+small=$server
+raid10 attach small >/tmp/anew 2>&1
+echo RESULT anew $(attached small) beside $(ls -d /sys/block/nbd1/pid)
+raid10 detach small
+kill $user
+
+echo "== without a server for too long"
+raid10 attach small --device /dev/nbd1
+kill -9 $small
+wait $small || true
+echo RESULT noted $(cut -d' ' -f3 /run/raid10/nbd1.note)
+touch -d "1960-01-01 00:00:00" /run/raid10/nbd1.note
+refuse "/dev/nbd1 was without a server for longer than it waits" raid10 detach small
+members="/tmp/a.img /tmp/b.img" serve
+small=$server
+echo RESULT vain $(attached small)
+refuse "raid10 detach small --force" raid10 attach small
+refuse "raid10 detach small --force" raid10 detach small
+raid10 detach small --force 2>&1
+raid10 attach small --device /dev/nbd1
+raid10 detach small
+echo RESULT forgotten $(ls /run/raid10/nbd1.note 2>&1)
+raid10 stop small
+wait $small
+
+echo "== what cannot be written"
+mkdir /full
+mount -t tmpfs -o size=8M full /full
+raid10 create /full/a.img /full/b.img --size 24M --name full
+members="/full/a.img /full/b.img" serve
+full=$server
+raid10 attach full --device /dev/nbd1
+dd if=/dev/urandom of=/dev/nbd1 bs=1M count=12 2>&1
+refuse "/dev/nbd1 is gone, but not all that was written to it has reached the volume" raid10 detach full
+refuse "full is not attached" raid10 detach full
+raid10 stop full
+wait $full
+umount /full
 
 echo "== the driver is slow to answer"
 members="/tmp/a.img /tmp/b.img" serve

@@ -5,13 +5,17 @@
 //! file. With a server that lives, each step is checked before the first is taken, and what is in use is refused. With a
 //! server that died, nothing of a loop device can be saved any more: what can be undone is, and the rest goes when the
 //! last process lets it go. A disk of the NBD driver waits for the next server ([`Attachment::waiting`]), and is undone
-//! without one only if asked for: then its requests fail first, so that unmounting waits for none.
+//! without one only if asked for: then it is noted as given up, so that nobody takes it over, and its requests fail first, so
+//! that unmounting waits for none.
+//!
+//! What cannot be written any more is no reason to keep a disk, and is told once it is gone ([`Held`]).
 
 use super::kernel::{
-    BlockDevice, Mounted, bound_discards, failed, loops_over, mounts, openers, our_nbd_disks,
+    BlockDevice, Mounted, NbdDisk, bound_discards, failed, loops_over, mounts, openers, our_nbd_disks,
 };
-use super::kernel_disk::parse_backend;
+use super::kernel_disk::{give_up, parse_backend};
 use super::netlink::Driver;
+use super::notes::{Lost, Notes};
 use super::{AttachError, FILE_SUFFIX, LOCK_SUFFIX, NOTE_SUFFIX, SOURCE_PREFIX, Shown, Way};
 use crate::control::runtime_dir;
 use crate::error::Result;
@@ -61,7 +65,7 @@ pub struct Attachment {
     file: PathBuf,
     shown: bool,
     disks: Vec<Disk>,
-    /// Disks that were disconnected while they were in use: they go when they are let go.
+    /// Disks that were disconnected, or given up, while they were in use: they go when they are let go.
     dead: Vec<BlockDevice>,
     /// Where the disks are mounted, the dead ones too; the oldest first.
     mounts: Vec<PathBuf>,
@@ -78,7 +82,19 @@ struct Disk {
 #[derive(Debug)]
 enum By {
     Loop,
-    Nbd { number: u32, backend: String },
+    /// `lost`: it has waited in vain for a server.
+    Nbd {
+        number: u32,
+        backend: String,
+        lost: Option<Lost>,
+    },
+}
+
+/// What becomes of a disk of the NBD driver without a server.
+enum Fate {
+    Waits,
+    Lost(Lost),
+    Dead,
 }
 
 /// Devices that nobody else can mount, or open for themselves alone, while this lives.
@@ -86,8 +102,17 @@ enum By {
 #[must_use]
 pub struct Held {
     devices: Vec<File>,
-    /// What could not be written any more; no reason to keep the disk, and to be told once it is gone.
+    /// What could not be written any more.
     unwritten: Option<AttachError>,
+}
+
+impl Held {
+    /// Takes note of how the last of what was written to a device has fared.
+    fn written(&mut self, device: &Path, outcome: rustix::io::Result<()>) {
+        let device = || device.display().to_string();
+        let unwritten = outcome.err().map(|errno| AttachError::Unwritten { device: device(), errno });
+        self.unwritten = self.unwritten.take().or(unwritten);
+    }
 }
 
 /// The runtime directory as the kernel names it; `None` where there is none, and so nothing attached.
@@ -101,16 +126,33 @@ fn note(home: &Path, volume: Uuid) -> PathBuf {
 
 /// Finds what there is of a volume's attachment, whether its server lives or not. `None`: nothing.
 pub fn find(volume: Uuid) -> Result<Option<Attachment>> {
-    found(volume, stands)
+    let notes = Notes::of_machine()?;
+    found(volume, |disk| {
+        Ok(match notes.lost(disk)? {
+            Some(Lost::GivenUp) => Fate::Dead,
+            _ if !stands(disk.number, &disk.backend) => Fate::Dead,
+            Some(lost) => Fate::Lost(lost),
+            None => Fate::Waits,
+        })
+    })
 }
 
-/// The same, from the kernel's lists alone: its NBD driver, which may take long, is not asked. A disk that somebody else has
-/// disconnected while it was in use is taken for one that waits for its server then.
+/// The same for who only looks, from the kernel's lists and the notes alone: the NBD driver, which may take long, is not
+/// asked. A disk that somebody else has disconnected while it was in use is taken for one that waits for its server then,
+/// and so is one whose note may not be read.
 pub fn look(volume: Uuid) -> Result<Option<Attachment>> {
-    found(volume, |_, _| true)
+    let notes = Notes::of_machine().ok();
+    found(volume, |disk| {
+        let lost = notes.as_ref().and_then(|notes| notes.lost(disk).ok()?);
+        Ok(match lost {
+            Some(Lost::GivenUp) => Fate::Dead,
+            Some(lost) => Fate::Lost(lost),
+            None => Fate::Waits,
+        })
+    })
 }
 
-fn found(volume: Uuid, stands: impl Fn(u32, &str) -> bool) -> Result<Option<Attachment>> {
+fn found(volume: Uuid, fate: impl Fn(&NbdDisk) -> Result<Fate>) -> Result<Option<Attachment>> {
     // What stands there is found by the device's own word, wherever the runtime directory is.
     let dir = home().unwrap_or_else(runtime_dir);
     let file = dir.join(format!("{volume}.{FILE_SUFFIX}"));
@@ -120,12 +162,16 @@ fn found(volume: Uuid, stands: impl Fn(u32, &str) -> bool) -> Result<Option<Atta
         loops_over(&file)?.into_iter().map(|device| Disk { device, by: By::Loop }).collect();
     let mut dead = Vec::new();
     for disk in our_nbd_disks()?.into_iter().filter(|disk| disk.volume() == Some(volume)) {
-        if stands(disk.number, &disk.backend) {
-            let by = By::Nbd { number: disk.number, backend: disk.backend };
-            disks.push(Disk { device: disk.device, by });
-        } else {
-            dead.push(disk.device);
-        }
+        let lost = match fate(&disk)? {
+            Fate::Dead => {
+                dead.push(disk.device);
+                continue;
+            }
+            Fate::Lost(lost) => Some(lost),
+            Fate::Waits => None,
+        };
+        let by = By::Nbd { number: disk.number, backend: disk.backend, lost };
+        disks.push(Disk { device: disk.device, by });
     }
     let devices = || disks.iter().map(|disk| &disk.device).chain(&dead);
     let of_disks = |mount: &&Mounted| devices().any(|device| device.numbers.contains(&mount.number));
@@ -186,6 +232,16 @@ impl Attachment {
         })
     }
 
+    /// Why the next server cannot take it over, if so.
+    #[must_use]
+    pub fn lost(&self, name: &str) -> Option<AttachError> {
+        let lost = self.disks.iter().find_map(|disk| match disk.by {
+            By::Nbd { lost, .. } => lost,
+            By::Loop => None,
+        });
+        lost.map(|lost| lost.error(name, self.place()))
+    }
+
     /// Where the device is mounted.
     #[must_use]
     pub fn mounts(&self) -> &[PathBuf] {
@@ -204,42 +260,45 @@ impl Attachment {
     /// the disk of the NBD driver, is the server's to take away, after this; meanwhile nobody else gets hold of it.
     pub fn let_go(&self) -> Result<Held> {
         self.refuse_if_used()?;
+        let mut held = Held { devices: Vec::new(), unwritten: None };
         for point in self.mounts.iter().rev() {
+            // To unmount says nothing of what it could not write.
+            let root = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let synced = open(point, root, Mode::empty()).and_then(rustix::fs::syncfs);
+            held.written(point, synced);
             unmount(point, UnmountFlags::NOFOLLOW).map_err(|errno| AttachError::MountInUse {
                 dir: point.display().to_string(),
                 said: errno_words(errno),
             })?;
         }
-        let mut held = Held { devices: Vec::new(), unwritten: None };
         for disk in &self.disks {
             let path = &disk.device.path;
-            // Claimed by what is not listed above: a mount in another namespace, swap.
-            let device = path.display().to_string();
-            let Ok(claimed) = open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty())
-            else {
-                let who = "a file system mounted in another mount namespace, or swap".to_owned();
-                return Err(AttachError::DeviceInUse { device, who }.into());
-            };
+            let claimed = open(path, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty());
+            let claimed = claimed.map_err(|errno| match errno {
+                // Claimed by what is not listed above: a mount in another namespace, swap.
+                Errno::BUSY => {
+                    let who = "a file system mounted in another mount namespace, or swap".to_owned();
+                    AttachError::DeviceInUse { device: path.display().to_string(), who }
+                }
+                errno => failed(path, &errno.into()),
+            })?;
+            // What was written to the device itself is in its page cache.
+            held.written(path, rustix::fs::fsync(&claimed));
             match disk.by {
                 By::Loop => {
                     drop(claimed);
                     self.release(&disk.device)?;
                     self.refuse_if_there(&disk.device)?;
                 }
-                By::Nbd { .. } => {
-                    // What was written to the device itself is in its page cache.
-                    if let Err(errno) = rustix::fs::fsync(&claimed) {
-                        held.unwritten = Some(failed(path, &errno.into()));
-                    }
-                    held.devices.push(File::from(claimed));
-                }
+                By::Nbd { .. } => held.devices.push(File::from(claimed)),
             }
         }
         self.forget_note()?;
         Ok(held)
     }
 
-    /// Waits until the disk of the NBD driver is free, after the server has let it go.
+    /// Waits until the disk of the NBD driver is free, after the server has let it go. An error, too, if not all of what
+    /// was written could be.
     pub fn await_end(&self, held: Held) -> Result<()> {
         drop(held.devices);
         for disk in self.disks.iter().filter(|disk| matches!(disk.by, By::Nbd { .. })) {
@@ -260,7 +319,7 @@ impl Attachment {
                 By::Loop => {
                     run(Command::new("losetup").arg("--set-capacity").arg(path))?;
                 }
-                By::Nbd { number, backend } => {
+                By::Nbd { number, backend, .. } => {
                     let refused = |errno| AttachError::Nbd { device: path.display().to_string(), errno };
                     let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
                     driver.resize(*number, backend, size).map_err(refused)?;
@@ -341,11 +400,8 @@ impl Attachment {
         let mut told = Vec::new();
         let mut held = false;
         for disk in &self.disks {
-            if let By::Nbd { number, .. } = disk.by {
-                let refused =
-                    |errno| AttachError::Nbd { device: disk.device.path.display().to_string(), errno };
-                let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
-                driver.disconnect(number).map_err(refused)?;
+            if let By::Nbd { number, backend, .. } = &disk.by {
+                give_up(*number, backend)?;
             }
         }
         for point in self.mounts.iter().rev() {

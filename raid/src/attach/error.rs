@@ -79,6 +79,48 @@ pub enum AttachError {
         /// The disk, and where it is mounted.
         device: String,
     },
+    /// A disk that has lost what it was to keep.
+    #[error(
+        "{device} {why}: what was written to it last may be lost, so it is not connected again; `raid10 detach {name} \
+         --force` lets it go, and `raid10 attach {name}` makes a new disk then: check its file system before it is used"
+    )]
+    Lost {
+        /// The volume.
+        name: String,
+        /// The disk, and where it is mounted.
+        device: String,
+        /// What became of it.
+        why: &'static str,
+    },
+    /// What is on record of a disk cannot be made out.
+    #[error("{path} is not what is noted of a disk; remove it if that disk has a server, or is not there")]
+    Note {
+        /// The file.
+        path: String,
+    },
+    /// The disk is gone, and with it what could not be written.
+    #[error(
+        "{device} is gone, but not all that was written to it has reached the volume: {}; check what lies on it, for \
+         example with `fsck`, before it is used",
+        words(*errno)
+    )]
+    Unwritten {
+        /// The disk, or where it was mounted.
+        device: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// The volume could not be flushed.
+    #[error(
+        "{name} is detached, but could not be flushed: {cause}; what was written last may be lost: check what lies on it, \
+         for example with `fsck`, before it is used"
+    )]
+    Unflushed {
+        /// The volume.
+        name: String,
+        /// Why.
+        cause: String,
+    },
     /// The volume could not be shown as a file.
     #[error("cannot show the volume as {path}: {}; the process that serves it must run as root", words(*errno))]
     Show {
@@ -218,6 +260,7 @@ impl AttachError {
             | Self::Show { errno, .. }
             | Self::Hide { errno, .. }
             | Self::Files { errno, .. }
+            | Self::Unwritten { errno, .. }
             | Self::Nbd { errno, .. } => *errno,
             Self::NotAttached { .. } | Self::NoNbd => Errno::NOENT,
             Self::OldNbd => Errno::NOTSUP,
@@ -231,8 +274,10 @@ impl AttachError {
             | Self::Waits { .. }
             | Self::Elsewhere { .. }
             | Self::DeviceInUse { .. } => Errno::BUSY,
-            Self::NoFileSystem { .. } | Self::MountPoint { .. } => Errno::INVAL,
-            Self::Unseen { .. } | Self::Command { .. } => Errno::IO,
+            Self::NoFileSystem { .. } | Self::MountPoint { .. } | Self::Note { .. } => Errno::INVAL,
+            Self::Unseen { .. } | Self::Command { .. } | Self::Lost { .. } | Self::Unflushed { .. } => {
+                Errno::IO
+            }
         }
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct NbdDisk {
     pub(super) number: u32,
     /// Whose it is, as whoever connected it has put it; empty if nothing was told.
     pub(super) backend: String,
+    /// The process that made it, whoever serves it now: no two disks of one number have had the same, in one boot.
+    pub(super) maker: String,
     /// Whether it refuses to be written.
     pub(super) read_only: bool,
     /// Bytes.
@@ -182,8 +184,8 @@ fn nbd_disk_in(home: &Path, number: u32) -> Option<NbdDisk> {
     const SECTOR: u64 = 512;
     let name = format!("nbd{number}");
     let device = home.join(&name);
-    fact(&device, "pid")?;
     Some(NbdDisk {
+        maker: fact(&device, "pid")?,
         device: block_device(home, OsStr::new(&name))?,
         number,
         backend: fact(&device, "backend").unwrap_or_default(),
@@ -279,7 +281,8 @@ mod tests {
             partitions: vec!["/dev/nbd10p1".into()],
             holders: vec!["dm-0".to_owned()],
         };
-        let disk = NbdDisk { device, number: 10, backend: ours, read_only: false, size: 4096 };
+        let maker = "77".to_owned();
+        let disk = NbdDisk { device, number: 10, backend: ours, maker, read_only: false, size: 4096 };
         assert_eq!(found, [disk]);
         // Others' are told from free ones.
         assert_eq!(nbd_disk_in(home.path(), 3).map(|disk| disk.backend), Some(String::new()));

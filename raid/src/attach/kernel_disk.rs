@@ -15,6 +15,9 @@
 //! on that one still runs, for as long as a member hangs; it ends with the disk. Without it, the last of the connections
 //! would go in time, and with it the disk.
 //!
+//! A disk that was without any connection for longer than [`PATIENCE`] has lost something. It is not taken over, nor
+//! mended by a keeper that stood still for so long, but ended ([`notes`](super::notes)).
+//!
 //! That saves what is slow now and then. What is slow each time would be asked again for ever, so nothing that the driver
 //! may ask takes that long on members that work: a discard is bounded ([`bound_discards`]) and costs nothing where members
 //! would have to write zeroes for it; to write zeroes is not offered to the driver at all, and then it writes them itself,
@@ -27,6 +30,7 @@
 use super::AttachError;
 use super::kernel::{NbdDisk, bound_discards, nbd_disk};
 use super::netlink::{Driver, NewDisk};
+use super::notes::{BEAT, Beating, Notes};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nbd::server::SEND_BUFFER;
@@ -45,6 +49,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 /// Connections of a disk.
@@ -137,13 +142,13 @@ impl KernelDisk {
             }
         };
         drop(theirs);
-        if nbd_disk(number).is_none_or(|disk| disk.backend != name) {
+        let Some(made) = nbd_disk(number).filter(|disk| disk.backend == name) else {
             driver.disconnect(number).map_err(|errno| refused(Some(number), errno))?;
             return Err(AttachError::OldNbd.into());
-        }
-        let disk = Self::kept(number, name.clone(), lines, connections, io);
-        let warning = as_large(&driver, number, &name, size, &*device);
-        Ok((disk, warning.into_iter().collect()))
+        };
+        let (disk, mut warnings) = Self::kept(&made, lines, connections, io);
+        warnings.extend(as_large(&driver, number, &name, size, &*device));
+        Ok((disk, warnings))
     }
 
     /// Takes over a disk of this volume that another server has left; gives with it what could not be had. Blocks.
@@ -152,27 +157,41 @@ impl KernelDisk {
         let Served { device, volume, read_only, stop, io } = served;
         let refused = |errno| refused(Some(number), errno);
         let stands = nbd_disk(number).filter(|disk| disk.volume() == Some(volume));
-        let NbdDisk { backend, read_only: disk_read_only, size: was, .. } =
-            stands.ok_or(refused(Errno::NODEV))?;
-        if read_only && !disk_read_only {
+        let left = stands.ok_or(refused(Errno::NODEV))?;
+        if read_only && !left.read_only {
             return Err(AttachError::Writable { device: path(number).display().to_string() }.into());
+        }
+        if let Some(lost) = Notes::of_machine()?.lost(&left)? {
+            return Err(lost.error(device.name(), path(number).display().to_string()).into());
         }
         let lines = Lines::new(session(Arc::clone(&device), read_only), stop);
         let mut connections = Connections::default();
         let theirs = lines.open(CONNECTIONS, &mut connections, io)?;
-        driver.reconnect(number, &backend, &theirs).map_err(refused)?;
+        driver.reconnect(number, &left.backend, &theirs).map_err(refused)?;
         drop(theirs);
-        let disk = Self::kept(number, backend.clone(), lines, connections, io);
+        let (disk, mut warnings) = Self::kept(&left, lines, connections, io);
         // Only now: the driver may wait for what is under way before it changes the size.
-        let warning = as_large(&driver, number, &backend, was, &*device);
-        Ok((disk, warning.into_iter().collect()))
+        warnings.extend(as_large(&driver, number, &left.backend, left.size, &*device));
+        Ok((disk, warnings))
     }
 
-    fn kept(number: u32, backend: String, lines: Lines, connections: Connections, io: &Handle) -> Self {
+    /// Gives the disk to a keeper; and a warning, if it cannot be noted that it has one.
+    fn kept(disk: &NbdDisk, lines: Lines, connections: Connections, io: &Handle) -> (Self, Vec<String>) {
+        let (number, backend) = (disk.number, disk.backend.clone());
+        let noted = Notes::of_machine().and_then(|notes| notes.serve(disk));
+        let (note, warning) = match noted {
+            Ok(note) => (Some(note), None),
+            Err(error) => {
+                let device = path(number).display().to_string();
+                let warning =
+                    format!("nobody will know whether {device} was without a server for too long: {error}");
+                (None, Some(warning))
+            }
+        };
         let stop = lines.stop.clone();
         let mending = JoinSet::new();
-        let keeper = io.spawn(Keeper { number, backend, lines, connections, mending }.keep());
-        Self { number, stop, keeper }
+        let keeper = io.spawn(Keeper { number, backend, lines, connections, mending, note }.keep());
+        (Self { number, stop, keeper }, warning.into_iter().collect())
     }
 
     /// N of `/dev/nbdN`.
@@ -190,6 +209,10 @@ impl KernelDisk {
         // One that somebody else has ended is no more ours.
         if self.stands() {
             driver()?.disconnect(self.number).map_err(|errno| refused(Some(self.number), errno))?;
+            if let Err(error) = Notes::of_machine().and_then(|notes| notes.forget(self.number)) {
+                // It is of no other disk, and so harmless.
+                tracing::warn!("a note is left: {error}");
+            }
         }
         Ok(())
     }
@@ -330,6 +353,8 @@ struct Keeper {
     connections: Connections,
     /// Whether the driver is being told of fresh connections. An error of `None`: the disk is not this volume's any more.
     mending: JoinSet<std::result::Result<(), Option<AttachError>>>,
+    /// Of this disk; `None` where there can be none.
+    note: Option<Beating>,
 }
 
 impl Keeper {
@@ -340,6 +365,10 @@ impl Keeper {
         let mut over = false;
         let mut pause = FIRST_PAUSE;
         let mut mended = Instant::now();
+        // When it may be mended next.
+        let mut due = mended;
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (served, live) = (self.connections.served.len(), self.connections.live.len());
             let lacking = CONNECTIONS.saturating_sub(live);
@@ -359,6 +388,7 @@ impl Keeper {
                     if mended.elapsed() > 2 * LONGEST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
+                    due = Instant::now() + pause;
                 }
                 Some(told) = self.mending.join_next(), if !over => {
                     match told.unwrap_or(Err(None)) {
@@ -370,11 +400,19 @@ impl Keeper {
                     }
                     mended = Instant::now();
                     pause = (pause * 2).min(LONGEST_PAUSE);
+                    due = mended + pause;
                 }
-                () = tokio::time::sleep(pause), if lacking > 0 && may_mend => {
+                () = tokio::time::sleep_until(due.into()), if lacking > 0 && may_mend => {
                     if let Err(error) = self.mend(lacking) {
                         tracing::warn!("/dev/nbd{} lacks {lacking} connections: {error}", self.number);
                         pause = (pause * 2).min(LONGEST_PAUSE);
+                        due = Instant::now() + pause;
+                    }
+                }
+                // The sockets are asked: who stood still has yet to hear that they were shut down.
+                _ = beats.tick(), if !over => {
+                    if let Some(note) = self.note.as_ref().filter(|_| self.lines.siblings.is_any_heard()) {
+                        note.beat();
                     }
                 }
                 else => return,
@@ -385,19 +423,37 @@ impl Keeper {
     /// Makes as many connections anew, and begins to tell the driver of them. That may take it long, since it carries out
     /// one order at a time: meanwhile the disk goes on.
     fn mend(&mut self, lacking: usize) -> Result<()> {
-        let theirs = self.lines.open(lacking, &mut self.connections, &Handle::current())?;
         let (number, backend) = (self.number, self.backend.clone());
+        let lost = self.note.as_ref().is_some_and(Beating::is_lost);
+        if lost && !self.lines.siblings.is_any_heard() {
+            tracing::error!(
+                "/dev/nbd{number} was without a connection for longer than it waits, and is given up"
+            );
+            self.mending.spawn_blocking(move || give_up(number, &backend).map_err(Some).and(Err(None)));
+            return Ok(());
+        }
+        let theirs = self.lines.open(lacking, &mut self.connections, &Handle::current())?;
         self.mending.spawn_blocking(move || {
-            let refused = |number| move |errno| Some(refused(number, errno));
-            let driver = Driver::find().map_err(refused(None))?.ok_or(AttachError::NoNbd)?;
+            let refused = |errno| Some(refused(Some(number), errno));
+            let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
             match driver.reconnect(number, &backend, &theirs) {
                 Ok(()) => Ok(()),
                 Err(Errno::INVAL) if matches!(driver.stands(number, &backend), Ok(false)) => Err(None),
-                Err(errno) => Err(refused(Some(number))(errno)),
+                Err(errno) => Err(refused(errno)),
             }
         });
         Ok(())
     }
+}
+
+/// Ends a disk of this backend, so that it never goes on, whatever the driver thinks of it. Blocks.
+pub(super) fn give_up(number: u32, backend: &str) -> std::result::Result<(), AttachError> {
+    let refused = |errno| refused(Some(number), errno);
+    let Some(disk) = nbd_disk(number).filter(|disk| disk.backend == backend) else { return Ok(()) };
+    // First, lest it be taken over after a crash in between.
+    Notes::of_machine()?.give_up(&disk)?;
+    let driver = Driver::find().map_err(refused)?.ok_or(AttachError::NoNbd)?;
+    driver.disconnect(number).map_err(refused)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!   a loop device over that file is the disk. It dies with its server.
 //!
 //! What is attached is never written down: the kernel's own lists say it, so that it can be undone after any crash. Only
-//! which mount is ours to undo is a note in the runtime directory.
+//! which mount is ours to undo is a note in the runtime directory, and which disks have lost something (`notes`).
 //!
 //! | who | does |
 //! |---|---|
@@ -28,6 +28,7 @@ mod file;
 mod kernel;
 mod kernel_disk;
 mod netlink;
+mod notes;
 mod place;
 
 pub use error::AttachError;

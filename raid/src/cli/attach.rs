@@ -152,14 +152,17 @@ async fn end(client: &Client, volume: Uuid, name: &str) -> Result<()> {
     let gone = || Error::Gone { name: name.to_owned() };
     let Some(attachment) = disk::find(volume)? else { return client.detach().await?.ok_or_else(gone) };
     let held = attachment.let_go()?;
-    client.detach().await?.ok_or_else(gone)?;
-    attachment.await_end(held)
+    let detached = client.detach().await.and_then(|detached| detached.ok_or_else(gone));
+    // That it cannot be flushed does not keep the disk.
+    let ended = attachment.await_end(held);
+    detached.and(ended)
 }
 
 /// Undo `raid10 attach`: unmount, free the device, flush.
 ///
 /// Refused, and nothing has changed, while something uses it. After a crash of the server it undoes what is left; a disk of
 /// the kernel's NBD driver keeps what is not written yet for the next server, and is undone without one by --force only.
+/// If not all that was written reaches the volume, it is detached all the same, and that is an error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Detach {
     /// An array's name, its UUID, or the path of any member.
@@ -197,7 +200,10 @@ impl Detach {
                 note(&again.warnings);
                 end(&client, uuid, &name).await
             }
-            (None, Some(_)) if !self.force => Err(AttachError::Waits { name, device: left.place() }.into()),
+            (None, Some(_)) if !self.force => {
+                let waits = || AttachError::Waits { name: name.clone(), device: left.place() };
+                Err(left.lost(&name).unwrap_or_else(waits).into())
+            }
             _ => {
                 note(&left.clean_up()?);
                 Ok(())

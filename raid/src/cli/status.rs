@@ -53,6 +53,7 @@ impl Status {
                         mounted: attachment.mounts().to_vec(),
                         connected: known,
                         waits: attachment.waiting().is_some(),
+                        lost: attachment.lost(&status.name).is_some(),
                         place: attachment.place(),
                     })
                 }
@@ -85,6 +86,9 @@ struct Attached {
     /// Whether it waits for one that does not.
     #[serde(skip)]
     waits: bool,
+    /// Whether it has waited in vain.
+    #[serde(skip)]
+    lost: bool,
     #[serde(skip)]
     place: String,
 }
@@ -198,10 +202,13 @@ fn show(status: &Document, live: bool, attached: Option<&Attached>) -> String {
         facts.push(("Sync", sync(&status.sync)));
         facts.push(("Mismatches", status.mismatches.to_string()));
     }
-    if let Some(Attached { place, connected, waits, .. }) = attached {
+    if let Some(Attached { place, connected, waits, lost, .. }) = attached {
         let name = &status.name;
         let place = match (connected, waits) {
             (true, _) => place.clone(),
+            (false, true) if *lost => {
+                format!("{place}, without a server for too long: `raid10 detach {name} --force` lets it go")
+            }
             (false, true) if live => {
                 format!("{place}, waiting: `raid10 attach {name}` connects it with its new server")
             }

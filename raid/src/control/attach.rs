@@ -49,7 +49,9 @@ pub(super) async fn detach(State(served): State<Served>) -> Answer<Done> {
             let flushed = if shown.is_some() { served.volume.flush().await } else { Ok(()) };
             let name = served.volume.name().to_owned();
             served.with_attacher(move |attacher| attacher.detach(&name)).await?;
-            flushed.map(|()| Done {})
+            let name = served.volume.name().to_owned();
+            flushed.map_err(|error| AttachError::Unflushed { name, cause: error.to_string() })?;
+            Ok(Done {})
         })
         .await
 }

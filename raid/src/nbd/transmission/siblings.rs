@@ -75,6 +75,12 @@ impl Siblings {
         Line { siblings: Arc::clone(self), own }
     }
 
+    /// Whether there is a connection that the client has not hung up. A system call for each that it has.
+    #[must_use]
+    pub fn is_any_heard(&self) -> bool {
+        self.lines.load().iter().any(|line| !line.is_hung_up())
+    }
+
     fn change(&self, change: impl Fn(&mut Vec<Arc<Shared>>)) {
         self.lines.rcu(|lines| {
             let mut lines = Vec::clone(lines);
@@ -180,6 +186,7 @@ mod tests {
         for client in [&first, &second] {
             client.shutdown(std::net::Shutdown::Both).unwrap();
         }
+        assert!(!siblings.is_any_heard());
         let tells = asked_for(b);
         drop(turn);
         assert_eq!(tells.recv_timeout(Duration::from_secs(30)), Ok(false));
@@ -191,8 +198,10 @@ mod tests {
         let siblings = Arc::<Siblings>::default();
         let (a, mut client) = line(&siblings);
         assert_eq!(siblings.lines.load().len(), 1);
+        assert!(siblings.is_any_heard());
         drop(a);
         assert_eq!(siblings.lines.load().len(), 0);
+        assert!(!siblings.is_any_heard());
         assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
     }
 }
