@@ -2,7 +2,9 @@
 //! more than one, or what is none.
 
 use std::process::Command;
-use tests::process::{Sandbox, Server, assert_refusal, binary, free_port, run, succeed};
+use tests::process::{
+    PATIENCE, Sandbox, Server, assert_refusal, binary, eventually, free_port, run, succeed,
+};
 use tests::volumes::create;
 
 /// Opens what it is told to (`unix:PATH`, `tcp:ADDRESS:PORT`, `file`), and becomes `raid10` with these as descriptors from
@@ -52,8 +54,8 @@ fn libnbd_starts_us_as_systemd_would() {
         command.args(before).arg("--").arg("[").arg(binary("raid10")).arg("serve").args(&images).arg("]");
         succeed(command.args(after))
     };
-    // Both write to the same place: ours says "ready" first.
-    let size: u64 = started("nbdinfo", &["--size"], &[]).lines().last().unwrap().parse().unwrap();
+    // Both write to the same place: ours has nothing to say there.
+    let size: u64 = started("nbdinfo", &["--size"], &[]).trim_end().parse().unwrap();
     let (source, back) = (sandbox.join("source"), sandbox.join("back"));
     tests::volumes::pattern(&source, size, 3);
     // A copy into a server that ends with it, and out of another one.
@@ -69,6 +71,30 @@ fn libnbd_starts_us_as_systemd_would() {
     succeed(&mut copy);
     started("nbdcopy", &[], &[back.to_str().unwrap()]);
     assert!(std::fs::read(&source).unwrap() == std::fs::read(&back).unwrap());
+    // To the place where a server that was started otherwise says "ready".
+    let mut copy = sandbox.command("sh");
+    copy.args(["-c", "nbdcopy -- [ \"$@\" ] - >there", "sh"])
+        .arg(binary("raid10"))
+        .arg("serve")
+        .args(&images);
+    succeed(&mut copy);
+    assert!(std::fs::read(&source).unwrap() == std::fs::read(sandbox.join("there")).unwrap());
+}
+
+#[test]
+fn who_is_passed_all_its_sockets_prints_nothing() {
+    let sandbox = Sandbox::new();
+    let images = sandbox.images(2);
+    create(&sandbox, &images, "--size 16M --name vol");
+    let server = Server::spawn(&mut pass(&sandbox, "unix:passed", "own", &images));
+    // It listens before it is ready: who connects waits, and need not be told.
+    let uri = "nbd+unix:///vol?socket=passed";
+    eventually("the socket to be passed", PATIENCE, || sandbox.join("passed").exists().then_some(()));
+    eventually("an answer", PATIENCE, || {
+        run(sandbox.command("nbdinfo").arg(uri)).status.success().then_some(())
+    });
+    let ended = server.terminate();
+    assert!(ended.status.success() && ended.stdout.is_empty(), "{ended:?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! `raid10 serve`: assembles a volume, exports it over NBD, and stays until it is told to stop.
 //!
 //! The order matters: addresses are taken before any member is opened (a taken port must not touch the array), the
-//! control socket exists before the first client can write, and `ready` is printed when both accept connections.
+//! control socket exists before the first client can write, and `ready` is printed when both accept connections: but not
+//! where all sockets were passed to us. Who passed them has no need of it, since their clients can connect from before the
+//! start; and stdout may be another's, as that of `nbdcopy -- [ raid10 serve … ] -`, which writes the volume there.
 
 use super::tls::TlsFlags;
 use super::{log_to_stderr, runtime, say, size};
@@ -29,7 +31,8 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Serve a volume over NBD, in the foreground.
 ///
-/// Exports it as "" and under its name, and prints "ready" once it accepts connections. SIGTERM, SIGINT and
+/// Exports it as "" and under its name, and prints "ready" once it accepts connections (nothing if it has no sockets but
+/// those that systemd passes: they accept connections from before the start). SIGTERM, SIGINT and
 /// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0. While the volume is attached
 /// (`raid10 attach`) they are refused; a second signal ends it all the same. A disk of the kernel's NBD driver then waits
 /// for the next server, for ten minutes, and so it does when the server dies.
@@ -91,6 +94,7 @@ impl Serve {
         let speed = SpeedLimits::new(self.sync_min, self.sync_max)?;
         let program = self.on_event.as_deref().map(Program::find).transpose()?;
         let mut listeners = Listeners::bind(&self.nbd, remote).await?;
+        let announced = !self.nbd.is_empty() || passed.is_none();
         if let Some(passed) = passed {
             listeners.extend(Listeners::take_over(passed, remote)?);
         }
@@ -127,7 +131,9 @@ impl Serve {
         announce(&volume, &listeners.uris(security.is_required()), &control);
         let exports = Exports::single(self.export(&volume));
         let server = Server::start(listeners, exports, Limits::standard(), security);
-        say("ready");
+        if announced {
+            say("ready");
+        }
         tokio::select! {
             () = asked_to_end(&mut signals, &attacher, volume.name()) => stop.request(),
             () = stop.requested() => {}
