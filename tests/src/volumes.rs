@@ -2,6 +2,7 @@
 //! FUSE, mounts. All of it is undone when dropped, in whatever state a failed test leaves it.
 
 use crate::process::{Sandbox, Server, eventually, run, succeed};
+use rustix::process::Signal;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -161,12 +162,30 @@ impl Fuse {
         &self.file
     }
 
+    /// Stops nbdfuse, for as long as what is given lives: who reads or writes the file then hangs in the kernel, and so
+    /// does whoever waits for the end of such a process. Declare it after those.
+    #[must_use]
+    pub fn stand_still(&self) -> Still<'_> {
+        self.server.signal(Signal::STOP);
+        Still(self)
+    }
+
     /// Unmounts it, which must work, and waits for nbdfuse to end in order.
     pub fn unmount(mut self) {
         self.mounted = false;
         succeed(Command::new("fusermount3").arg("-u").arg(&self.file));
         let status = self.server.wait();
         assert!(status.success(), "nbdfuse: {status}: {}", self.server.stderr());
+    }
+}
+
+/// A file that does not answer; dropped, it goes on.
+#[derive(Debug)]
+pub struct Still<'a>(&'a Fuse);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.server.signal(Signal::CONT);
     }
 }
 
