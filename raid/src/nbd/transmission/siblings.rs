@@ -28,6 +28,10 @@
 //! not open in two at a time.
 //!
 //! Cost of a batch of requests with a change among them: one system call, one lock that nobody else takes, three loads.
+//! The call cannot be had for less. That the connection was shut down is to be known *within* the turn; a `recv` there gives
+//! what was sent before the shutdown without a word of that, and what epoll tells comes by way of another thread, after the
+//! client may have asked elsewhere. That nothing is old enough yet to be asked elsewhere could be had from a clock, but only
+//! by what one version of one client does: it gives up the young requests of a connection together with an old one.
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
