@@ -139,33 +139,21 @@ impl Partition {
     pub(crate) async fn compact(self: &Arc<Self>, cleaner: &Cleaner) -> Result<()> {
         let config = self.config();
         let now = self.context.wall_clock();
-        let segments = self.cleanable(&config, now).await?;
-        let Some(end) = segments.last().map(|segment| segment.end().next) else { return Ok(()) };
-        let last_of = self
-            .producers()
-            .await?
-            .into_iter()
-            .map(|state| (state.id, (state.last_offset, state.epoch)))
-            .collect();
-        let mut aborted: HashMap<i64, Vec<(i64, i64)>> = HashMap::new();
-        let log_start = self.offsets().log_start;
-        for Aborted { producer_id, first_offset, last_offset, .. } in self.aborted(log_start, end).await? {
-            aborted.entry(producer_id).or_default().push((first_offset, last_offset));
-        }
         let mut seed = [0; 16];
         self.context.tasks.runtime().fill_random(&mut seed);
-        let map = OffsetMap::new(seed, cleaner.memory());
-        let mut pass = Pass { map, now, config: &config, end, last_of, aborted };
         loop {
-            // Fresh each time: groups of the pass before have taken the place of what was there.
+            // Fresh each time: groups of the pass before have taken the place of what was there, and others were closed.
             let segments = self.cleanable(&config, now).await?;
             let from = self.record.lock().cleaned;
-            let Some(last) = segments.last().map(|segment| segment.end().next) else { return Ok(()) };
-            if from >= last {
+            let Some(end) = segments.last().map(|segment| segment.end().next) else { return Ok(()) };
+            if from >= end {
                 return Ok(());
             }
-            pass.map = OffsetMap::new(seed, cleaner.memory());
-            pass.end = last;
+            // After the segments were taken, never before: one that was closed in between may hold what was aborted since, and
+            // that must not count as the last of its keys.
+            let (last_of, aborted) = (self.last_of_producers().await?, self.aborted_ranges(end).await?);
+            let map = OffsetMap::new(seed, cleaner.memory());
+            let mut pass = Pass { map, now, config: &config, end, last_of, aborted };
             let clean_to = self.note_keys(cleaner, &mut pass, &segments, from).await?;
             // From the log's start on, whichever segments are cleaned: groups begin there.
             let mut traces = Traces::default();
@@ -182,6 +170,23 @@ impl Partition {
             self.context.catalog.submit(change).await?;
             *self.record.lock() = record;
         }
+    }
+
+    /// The last record of each producer that is still known, as [`Pass`] keeps it.
+    async fn last_of_producers(&self) -> Result<HashMap<i64, (i64, i16)>> {
+        let states = self.producers().await?.into_iter();
+        Ok(states.map(|state| (state.id, (state.last_offset, state.epoch))).collect())
+    }
+
+    /// The aborted transactions below `end`, as [`Pass`] keeps them.
+    async fn aborted_ranges(&self, end: i64) -> Result<HashMap<i64, Vec<(i64, i64)>>> {
+        let mut ranges: HashMap<i64, Vec<(i64, i64)>> = HashMap::new();
+        for Aborted { producer_id, first_offset, last_offset, .. } in
+            self.aborted(self.log_start(), end).await?
+        {
+            ranges.entry(producer_id).or_default().push((first_offset, last_offset));
+        }
+        Ok(ranges)
     }
 
     /// Walks the dirty part of the log into the map; returns up to where it went.

@@ -1,13 +1,16 @@
 //! What takes records out of a log: `DeleteRecords`, retention, compaction; on both homes.
 
 use super::common::*;
-use logstore::batch::{BatchFault, Header};
+use logstore::batch::{BatchFault, Header, Outcome};
 use logstore::inspect::{Inspection, Severity, verify};
 use logstore::records::{Records, unpack};
 use logstore::{Error, Partition, ReadLimit, Store, StoreOptions};
 use raid::device::{Durability, FileDevice, OpenMode};
+use raid::runtime::{BoxFuture, Runtime, TokioRuntime};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
 
 #[test]
 fn records_are_deleted_up_to_an_offset_for_good() {
@@ -237,5 +240,83 @@ fn lags_ratio_and_keys_are_held() {
             let unreadable = fresh.append(noise.bytes(), Durability::Cached).await;
             assert!(matches!(unreadable, Err(Error::InvalidBatch { fault: BatchFault::Records, .. })));
         });
+    }
+}
+
+/// The machine, on which whoever rests stops until it is let go.
+struct Stops {
+    inner: TokioRuntime,
+    stopped: Arc<Notify>,
+    go: Arc<Semaphore>,
+}
+
+impl Runtime for Stops {
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        self.inner.wall_clock()
+    }
+
+    fn fill_random(&self, out: &mut [u8]) {
+        self.inner.fill_random(out);
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.inner.spawn(task);
+    }
+
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        self.stopped.notify_one();
+        let go = Arc::clone(&self.go);
+        Box::pin(async move { drop(go.acquire().await) })
+    }
+}
+
+/// Compaction takes what was closed while it ran as well, in its next pass. It once went on with the list of aborted
+/// transactions that it had begun with: what was written and aborted meanwhile counted as the last of its key, and the
+/// record that was committed before it went for good.
+#[test]
+fn what_is_aborted_between_two_passes_takes_the_place_of_nothing() {
+    for place in Place::both() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let (stopped, go) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+            let stops = Stops { inner: TokioRuntime::current(), stopped: Arc::clone(&stopped), go: Arc::clone(&go) };
+            let mut options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
+            options.cleaner.bytes_per_second = 1e9;
+            let store = Store::open(place.home(), options, Arc::new(stops)).await.unwrap();
+            let log = topic(&store, "t", &COMPACTED).await;
+            let fill = async |count: usize| {
+                for at in 0..count {
+                    append(&log, &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(1000).as_str()))])).await;
+                }
+            };
+            append(&log, &keyed(&[("k", Some("stays"))])).await;
+            // More than compaction reads before it rests for the first time.
+            fill(300).await;
+            store.quiet().await;
+            let compacting = tokio::spawn({
+                let store = Arc::clone(&store);
+                async move { store.compact().await }
+            });
+            stopped.notified().await;
+            let gone = log.offsets().log_end;
+            append(&log, &keyed(&[("k", Some("aborted"))]).by(7, 0, 0).txn()).await;
+            log.append_marker(7, 0, 0, Outcome::Abort, Durability::Cached).await.unwrap();
+            fill(10).await;
+            store.quiet().await;
+            go.close();
+            assert_eq!(compacting.await.unwrap().unwrap(), 1);
+            let first = log.read(0, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
+            assert_eq!(Header::parse(&first).unwrap().base_offset, 0, "the last of its key that counts");
+            let behind = log.read(gone, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
+            let behind = Header::parse(&behind).unwrap();
+            let is_gone = behind.base_offset > gone || behind.count == 0;
+            assert!(is_gone, "the second pass has been there: {behind:?}");
+            store.close().await.unwrap();
+        });
+        verified(&place);
     }
 }
