@@ -6,6 +6,7 @@ mod ageing;
 mod bad_input;
 mod cleaning;
 mod common;
+mod heads;
 mod healing;
 mod names;
 mod recovering;

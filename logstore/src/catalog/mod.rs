@@ -21,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::inspect::{Finding, Severity};
 use crate::tasks::Tasks;
+use crate::volume::copies::Versions;
 use crate::volume::layout::Layout;
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use raid::device::{Device, Durability};
 use records::Table;
@@ -246,6 +248,29 @@ pub(crate) fn read_tables(place: &str, content: &[u8], findings: &mut Vec<Findin
     Ok(Tables(tables))
 }
 
+/// The content of a catalog, of which copies may differ: the newest one that the database takes. `None` where they do
+/// and it takes none.
+pub(crate) fn choose(place: &str, versions: &Versions, capacity: u64) -> Option<Bytes> {
+    versions.agreed().or_else(|| {
+        versions.best(|content| {
+            let memory = Recorded::load(content, capacity);
+            let open = || builder().set_check_integrity_on_open(true).create_with_backend(memory);
+            // What it repairs or writes as it is closed, it does in a copy.
+            let checked = guarded(place, open).and_then(|database| let_go(place, database));
+            checked.ok().map(|()| newest_commit(content))
+        })
+    })
+}
+
+/// The number of the commit that a sound database speaks for. Two copies of it can both be sound, and one of them old: which
+/// of its two commits counts is told by one bit that has no checksum (redb, `docs/design.md`: a byte of flags at 9, whose
+/// lowest bit names the slot; slots of 128 bytes from 64 on, each with its commit's number at 104).
+fn newest_commit(content: &[u8]) -> u64 {
+    let slot = 64 + 128 * usize::from(content.get(9).is_some_and(|flags| flags & 1 != 0));
+    let number = content.get(slot + 104..slot + 112).and_then(|bytes| bytes.try_into().ok());
+    number.map_or(0, u64::from_le_bytes)
+}
+
 impl Catalog {
     /// Opens the catalog on a volume, or makes it when `layout` says that nothing is there.
     pub(crate) async fn on_volume(
@@ -256,10 +281,15 @@ impl Catalog {
     ) -> Result<Arc<Self>> {
         let place = device.name().to_owned();
         // Where nothing is yet, an interrupted making may have left bytes: the region is never taken for zeroes.
-        let mut content = raid::device::buffer(layout.catalog_len as usize);
-        if !content.is_empty() {
-            content = device.read(layout.catalog.at, content).await?;
-        }
+        let versions = Versions::read(&device, layout.catalog.at, layout.catalog_len).await?;
+        let content = match choose(&place, &versions, layout.catalog.len) {
+            Some(good) => {
+                versions.mend(&device, &good, "the catalog").await?;
+                good
+            }
+            // The database says what is wrong with it.
+            None => versions.any(),
+        };
         let memory = Recorded::load(&content, layout.catalog.len);
         let backend = memory.clone();
         // All of it is in memory: checking every page's checksum costs little, and no damaged page is met later.
@@ -500,11 +530,14 @@ impl Catalog {
             made = step.len;
         }
         if being_made && made > 0 {
-            now.generation += 1;
-            now.catalog_len = made;
-            device.write(now.copy_at(), now.encode(), Durability::Cached).await?;
-            device.flush().await?;
-            *layout.lock() = now;
+            // Both copies: if one went on saying that there is no catalog, damage to the other would have it made anew.
+            for _ in 0..2 {
+                now.generation += 1;
+                now.catalog_len = made;
+                device.write(now.copy_at(), now.encode(), Durability::Cached).await?;
+                device.flush().await?;
+                *layout.lock() = now;
+            }
         }
         Ok(())
     }

@@ -22,10 +22,11 @@ use crate::batch;
 use crate::catalog::records::{
     Clean, Kind, PartitionKey, PartitionRecord, SegmentKey, SegmentRecord, Table, TopicRecord,
 };
-use crate::catalog::{Tables, read_tables};
+use crate::catalog::{self, Tables, read_tables};
 use crate::directory::offline;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
+use crate::volume::copies::{Head, Versions};
 use crate::volume::extent::{Extent, FreeSpace};
 use crate::volume::layout::Layout;
 use raid::device::Device;
@@ -260,13 +261,12 @@ impl Inspection {
     pub async fn volume(device: Arc<dyn Device>) -> Result<Self> {
         let place = device.name().to_owned();
         let mut findings = Vec::new();
-        let Some(layout) = crate::volume::read_layout(&device).await? else {
+        let Some(Head { layout, .. }) = crate::volume::read_head(&device).await? else {
             return Err(Error::NotALogStore { place, found: "it is blank".to_owned() });
         };
-        let mut content = raid::device::buffer(layout.catalog_len as usize);
-        if !content.is_empty() {
-            content = device.read(layout.catalog.at, content).await?;
-        }
+        let versions = Versions::read(&device, layout.catalog.at, layout.catalog_len).await?;
+        let content =
+            catalog::choose(&place, &versions, layout.catalog.len).unwrap_or_else(|| versions.any());
         let tables = read_tables(&place, &content, &mut findings)?;
         let known = Known::read(&tables, &mut findings);
         let mut segments: BTreeMap<SegmentKey, SegmentRecord> = BTreeMap::new();

@@ -145,14 +145,19 @@ impl Layout {
         Ok(())
     }
 
-    /// The newest good one of two copies.
-    pub fn choose(a: &[u8], b: &[u8], size: u64) -> Result<Self, HeaderFault> {
-        match (Self::decode(a, size), Self::decode(b, size)) {
-            (Ok(a), Ok(b)) => Ok(if a.generation > b.generation { a } else { b }),
-            (Ok(layout), Err(_)) | (Err(_), Ok(layout)) => Ok(layout),
-            // A damaged copy says more than a blank one.
-            (Err(HeaderFault::Magic), Err(fault)) | (Err(fault), Err(_)) => Err(fault),
+    /// The newest good one of several copies.
+    pub fn choose<'a>(copies: impl IntoIterator<Item = &'a [u8]>, size: u64) -> Result<Self, HeaderFault> {
+        let mut best: Result<Self, HeaderFault> = Err(HeaderFault::Magic);
+        for copy in copies {
+            match (Self::decode(copy, size), &best) {
+                (Ok(found), Ok(known)) if found.generation <= known.generation => {}
+                (Ok(found), _) => best = Ok(found),
+                // A damaged copy says more than a blank one.
+                (Err(fault), Err(HeaderFault::Magic)) => best = Err(fault),
+                (Err(_), _) => {}
+            }
         }
+        best
     }
 }
 
@@ -196,13 +201,16 @@ mod tests {
         let (old, new) = (layout(), Layout { generation: 2, catalog_len: 5, ..layout() });
         assert_ne!(old.copy_at(), new.copy_at());
         let (a, b, blank) = (new.encode(), old.encode(), vec![0; COPY as usize]);
-        assert_eq!(Layout::choose(&a, &b, SIZE), Ok(new));
-        assert_eq!(Layout::choose(&b, &a, SIZE), Ok(new));
-        assert_eq!(Layout::choose(&blank, &b, SIZE), Ok(old));
-        assert_eq!(Layout::choose(&blank, &blank, SIZE), Err(HeaderFault::Magic));
+        let choose = |copies: &[&[u8]]| Layout::choose(copies.iter().copied(), SIZE);
+        assert_eq!(choose(&[&a, &b]), Ok(new));
+        assert_eq!(choose(&[&b, &a]), Ok(new));
+        assert_eq!(choose(&[&blank, &b]), Ok(old));
+        assert_eq!(choose(&[&blank, &blank]), Err(HeaderFault::Magic));
         let mut torn = a.to_vec();
         torn[20] ^= 1;
-        assert_eq!(Layout::choose(&torn, &b, SIZE), Ok(old));
-        assert_eq!(Layout::choose(&torn, &blank, SIZE), Err(HeaderFault::Checksum));
+        assert_eq!(choose(&[&torn, &b]), Ok(old));
+        assert_eq!(choose(&[&torn, &blank]), Err(HeaderFault::Checksum));
+        assert_eq!(choose(&[&blank, &torn]), Err(HeaderFault::Checksum));
+        assert_eq!(choose(&[&torn, &blank, &b, &a]), Ok(new));
     }
 }

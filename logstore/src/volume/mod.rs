@@ -1,6 +1,7 @@
 //! Segments as extents of a volume: the home that owns its disks.
 //!
-//! The head of the volume is described in [`layout`], free space in [`extent`], a segment's bytes in `segment`.
+//! The head of the volume is described in [`layout`], free space in [`extent`], a segment's bytes in `segment`; which copy of
+//! the header and the catalog is believed, in [`copies`].
 //!
 //! Space: what no record of the catalog claims is free. An extent is zeroed before the commit that records it, and
 //! that commit makes both durable, the zeroes first; it is free again only after the commit that drops it *and* after
@@ -9,6 +10,7 @@
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
 //! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
 
+pub(crate) mod copies;
 pub(crate) mod extent;
 pub(crate) mod layout;
 mod segment;
@@ -21,8 +23,9 @@ use crate::heal::Healing;
 use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
 use crate::tasks::Tasks;
+use copies::{Head, look_blank};
 use extent::{Extent, FreeSpace, round_up};
-use layout::{COPY, HeaderFault, Layout};
+use layout::{HeaderFault, Layout};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, ZeroMode};
 use segment::VolumeSegment;
@@ -40,8 +43,6 @@ const RESERVE_LEAST: u64 = 256 << 10;
 const RESERVE_MOST: u64 = 64 << 20;
 /// The smallest volume that makes sense.
 const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
-/// Bytes read at once while looking whether a volume is blank.
-const LOOK: u64 = 1 << 20;
 
 /// A volume with a log store on it.
 pub(crate) struct VolumeHome {
@@ -69,8 +70,11 @@ impl VolumeHome {
         tasks: Arc<Tasks>,
         health: Arc<Health>,
     ) -> Result<(Arc<Self>, Arc<Catalog>)> {
-        let layout = match read_layout(&device).await? {
-            Some(layout) => layout,
+        let layout = match read_head(&device).await? {
+            Some(head) => {
+                head.mend(&device).await?;
+                head.layout
+            }
             None => format(&device, &tasks).await?,
         };
         let catalog = Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), health).await?;
@@ -244,18 +248,17 @@ impl Home for Arc<VolumeHome> {
     }
 }
 
-/// The header of the volume; `None` when the volume is blank.
-pub(crate) async fn read_layout(device: &Arc<dyn Device>) -> Result<Option<Layout>> {
+/// The header of the volume; `None` when the volume is blank in every copy.
+pub(crate) async fn read_head(device: &Arc<dyn Device>) -> Result<Option<Head>> {
     let (place, size) = (device.name().to_owned(), device.size());
     if size < LEAST_SIZE {
         return Err(Error::TooSmall { place, size, needed: LEAST_SIZE });
     }
-    let head = device.read(0, raid::device::buffer(2 * COPY as usize)).await?;
-    let (a, b) = head.split_at(COPY as usize);
-    match Layout::choose(a, b, size) {
-        Ok(layout) => Ok(Some(layout)),
+    match Head::read(device).await? {
+        Ok(head) => Ok(Some(head)),
         Err(HeaderFault::Magic) => {
-            look_blank(device).await?;
+            // Where the header and the catalog would go.
+            look_blank(device, (layout::CATALOG_AT + catalog_share(size)).min(size)).await?;
             Ok(None)
         }
         Err(HeaderFault::Version(found)) => {
@@ -267,23 +270,6 @@ pub(crate) async fn read_layout(device: &Arc<dyn Device>) -> Result<Option<Layou
 
 fn catalog_share(size: u64) -> u64 {
     (size / CATALOG_SHARE).clamp(CATALOG_LEAST, CATALOG_MOST)
-}
-
-/// Refuses a volume on which anything but zeroes stands where the header and the catalog would go.
-async fn look_blank(device: &Arc<dyn Device>) -> Result<()> {
-    let end = (layout::CATALOG_AT + catalog_share(device.size())).min(device.size());
-    let mut at = 0;
-    let mut buf = raid::device::buffer(LOOK as usize);
-    while at < end {
-        buf.truncate((end - at).min(LOOK) as usize);
-        buf = device.read(at, buf).await?;
-        if let Some(used) = buf.iter().position(|&byte| byte != 0) {
-            let (place, found) = (device.name().to_owned(), format!("byte {} is not zero", at + used as u64));
-            return Err(Error::NotALogStore { place, found });
-        }
-        at += buf.len() as u64;
-    }
-    Ok(())
 }
 
 /// Writes the first header. Nothing but the header makes a volume a store: before it is durable there is none.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const MEMBER: u64 = 24 << 20;
+pub(super) const MEMBER: u64 = 24 << 20;
 const CHUNK: u64 = 64 << 10;
 
 /// A mirrored volume whose images outlive it.
@@ -24,16 +24,21 @@ pub(super) struct Mirror {
     _dir: TempDir,
     pub(super) images: Vec<PathBuf>,
     /// First byte of the data area in each image.
-    data: u64,
+    pub(super) data: u64,
 }
 
 impl Mirror {
     pub(super) fn new(layout: &str, members: usize) -> Self {
+        Self::on(layout, members, |image, _| make_image(image, MEMBER).unwrap())
+    }
+
+    /// On images that are made by `make`, from a path and a number.
+    pub(super) fn on(layout: &str, members: usize, make: impl Fn(&Path, usize)) -> Self {
         let dir = TempDir::new().unwrap();
         let images: Vec<PathBuf> =
             (0..members).map(|number| dir.path().join(format!("disk{number}"))).collect();
-        for image in &images {
-            make_image(image, MEMBER).unwrap();
+        for (number, image) in images.iter().enumerate() {
+            make(image, number);
         }
         let options = CreateOptions {
             name: "mirror".to_owned(),
@@ -56,6 +61,15 @@ impl Mirror {
 
     /// Runs `work` on a store whose reads each check, and stops all in order or drops all at once.
     pub(super) fn run<T>(&self, in_order: bool, work: impl AsyncFnOnce(Arc<Store>, Arc<Volume>) -> T) -> T {
+        self.try_run(in_order, work).unwrap()
+    }
+
+    /// The same where the store may not open.
+    pub(super) fn try_run<T>(
+        &self,
+        in_order: bool,
+        work: impl AsyncFnOnce(Arc<Store>, Arc<Volume>) -> T,
+    ) -> Result<T, Error> {
         let runtime = runtime();
         runtime.block_on(async {
             let options = AssembleOptions { hold_resync: true, ..AssembleOptions::default() };
@@ -67,14 +81,14 @@ impl Mirror {
                 scrub: ScrubOptions { bytes_per_second: 1 << 30, interval: None },
                 ..StoreOptions::default()
             };
-            let store = Store::open(Home::Volume(volume.clone()), options, tasks).await.unwrap();
+            let store = Store::open(Home::Volume(volume.clone()), options, tasks).await?;
             volume.release_resync();
             let answer = work(Arc::clone(&store), Arc::clone(&volume)).await;
             if in_order {
                 store.close().await.unwrap();
                 volume.stop().await.unwrap();
             }
-            answer
+            Ok(answer)
         })
     }
 
@@ -97,7 +111,7 @@ fn devices(images: &[PathBuf]) -> Vec<Arc<dyn Device>> {
 }
 
 /// Changes bytes of a file past whoever has it open.
-fn change(path: &Path, at: u64, len: usize, how: impl Fn(usize, u8) -> u8) {
+pub(super) fn change(path: &Path, at: u64, len: usize, how: impl Fn(usize, u8) -> u8) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, at).unwrap();
@@ -107,7 +121,7 @@ fn change(path: &Path, at: u64, len: usize, how: impl Fn(usize, u8) -> u8) {
     file.write_all_at(&bytes, at).unwrap();
 }
 
-fn noise(index: usize, _: u8) -> u8 {
+pub(super) fn noise(index: usize, _: u8) -> u8 {
     ((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
@@ -231,7 +245,7 @@ fn noise_over_a_whole_member_is_served_around_and_made_good() {
             mirror.run(true, async |store, _volume| {
                 let partition = common::topic(&store, "t", &[("max.message.bytes", "2000000")]).await;
                 fill(&partition, count, len).await;
-                // Not where the catalog lies: nobody can tell which copy of that is good.
+                // Not where the catalog lies: of that no copy is looked at again while the store is open.
                 let log = mirror.find(noisy, b"<1:0>").first().copied().unwrap_or(mirror.data + (6 << 20));
                 let log = log / 4096 * 4096 - 65536;
                 change(&mirror.images[noisy], log, (MEMBER - log) as usize, noise);
