@@ -412,3 +412,42 @@ async fn the_topic_of_committed_offsets_holds_kafkas_own_records() {
     assert_eq!(value.len(), 28);
     broker.stop().await;
 }
+
+/// One batch of the topic of committed offsets once kept the whole broker from starting, if no copy of it was good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_batch_of_committed_offsets_costs_what_is_in_it() {
+    let broker = Running::start(Under::Directory, &[FEW]).await;
+    let mut client = with_topic(&broker, "t").await;
+    let names: Vec<String> = (0..12).map(|number| format!("g{number}")).collect();
+    for offset in [1, 2] {
+        for name in &names {
+            let answer = client.ask(9, &commit(name, "", -1, "t", offset, "")).await;
+            assert_eq!(answer.topics[0].partitions[0].error_code, 0);
+        }
+    }
+    let (place, under) = broker.stop().await;
+    let mut damaged = 0;
+    for index in 0..3 {
+        let dir = place.path().join(format!("log/__consumer_offsets-{index}"));
+        for file in std::fs::read_dir(dir).expect("a partition").map(|entry| entry.expect("a file").path()) {
+            if file.extension().is_some_and(|extension| extension == "log") {
+                let mut bytes = std::fs::read(&file).expect("a segment");
+                // The first batch has one record, and others follow.
+                if bytes.len() > 200 {
+                    bytes[70] ^= 0x55;
+                    std::fs::write(&file, bytes).expect("written");
+                    damaged += 1;
+                }
+            }
+        }
+    }
+    assert!(damaged > 0, "twelve groups have records in some partition");
+    let broker = Running::start_in(place, under, &[FEW]).await;
+    let mut client = broker.client().await;
+    for name in &names {
+        assert_eq!(committed(&mut client, 9, name, "t").await.0, 2, "{name}");
+        let answer = client.ask(9, &commit(name, "", -1, "t", 3, "")).await;
+        assert_eq!(answer.topics[0].partitions[0].error_code, 0);
+    }
+    broker.stop().await;
+}

@@ -8,6 +8,9 @@
 //! - A group's metadata records are appended in the order of its generations: one at a time, each a snapshot
 //!   taken when its turn has come.
 //! - No lock is held over an await, but for the turn-taking of metadata records, which guards no data.
+//! - A group of which not all may be known is not served: a consumer that is told of no offset starts over, or skips. Records
+//!   that are lost are passed over (what was committed before them counts); where a partition of the topic cannot be read,
+//!   each request for one of its groups is answered with an error, and the others are served.
 
 use super::exchange::{Effect, Join, Joined, Sync, Synced, Ticket};
 use super::member::Member;
@@ -23,7 +26,7 @@ use parking_lot::Mutex;
 use raid::device::Durability;
 use raid::runtime::Runtime;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -70,6 +73,8 @@ pub struct Coordinator {
     rules: Rules,
     partitions: u32,
     segment_bytes: i32,
+    /// Partitions of the topic that could not be read when it was loaded.
+    unreadable: HashSet<u32>,
     groups: Mutex<HashMap<String, Arc<Cell>>>,
     /// When to look at which group. A group may stand here more than once, never later than it should.
     timers: Mutex<BinaryHeap<Reverse<(Duration, String)>>>,
@@ -104,28 +109,60 @@ impl Coordinator {
         store: Arc<Store>,
         runtime: Arc<dyn Runtime>,
     ) -> logstore::Result<Arc<Self>> {
-        let coordinator = Arc::new(Self {
+        let mut coordinator = Self {
             rules: Rules {
                 initial_delay: Duration::from_millis(config.group_initial_rebalance_delay_ms as u64),
                 max_size: config.group_max_size as usize,
             },
             partitions: config.offsets_topic_partitions as u32,
             segment_bytes: config.offsets_topic_segment_bytes,
+            unreadable: HashSet::new(),
             groups: Mutex::new(HashMap::new()),
             timers: Mutex::new(BinaryHeap::new()),
             wake: Notify::new(),
             tickets: AtomicU64::new(1),
             store,
             runtime,
-        });
+        };
+        let mut metadata = HashMap::new();
         if let Some(topic) = coordinator.store.topic(OFFSETS_TOPIC) {
-            let mut metadata = HashMap::new();
             for partition in topic.partitions() {
-                coordinator.load_partition(partition, &mut metadata).await?;
+                match coordinator.load_partition(partition, &mut metadata).await {
+                    Ok(()) => {}
+                    Err(error) if is_damage(&error) => {
+                        tracing::error!(
+                            "{OFFSETS_TOPIC}-{} cannot be read: {error}; until it can, and the broker is started anew, the \
+                             groups that it keeps are answered with an error, and all others are served",
+                            partition.index()
+                        );
+                        coordinator.unreadable.insert(partition.index() as u32);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            coordinator.restore(metadata);
         }
+        // What had been read of them by then is not all.
+        metadata.retain(|name: &String, _| coordinator.check(name).is_ok());
+        let known: Vec<String> = coordinator.groups.lock().keys().cloned().collect();
+        for name in known.iter().filter(|name| coordinator.check(name).is_err()) {
+            coordinator.groups.lock().remove(name);
+        }
+        let coordinator = Arc::new(coordinator);
+        coordinator.restore(metadata);
         Ok(coordinator)
+    }
+
+    /// Refuses a group that is kept in a partition which could not be read.
+    pub fn check(&self, group: &str) -> Result<(), ResponseError> {
+        if self.unreadable.is_empty() {
+            return Ok(());
+        }
+        let count =
+            self.store.topic(OFFSETS_TOPIC).map_or(self.partitions, |topic| topic.partitions().len() as u32);
+        if self.unreadable.contains(&records::partition_of(group, count)) {
+            return Err(ResponseError::CoordinatorNotAvailable);
+        }
+        Ok(())
     }
 
     async fn load_partition(
@@ -136,27 +173,21 @@ impl Coordinator {
         let offsets = partition.offsets();
         let mut from = offsets.log_start;
         while from < offsets.log_end {
-            let slice = partition.read(from, LOAD, ReadLimit::LogEnd, true).await?;
-            let (entries, next) = read(slice.copy().await?);
-            for (offset, record) in entries.iter().filter(|(offset, _)| *offset >= from) {
-                match records::parse(record) {
-                    Some(Entry::Offset { group, topic, partition, committed }) => {
-                        let cell = self.cell(&group);
-                        let mut inner = cell.inner.lock();
-                        match committed {
-                            Some(committed) => {
-                                inner.offsets.insert((topic, partition), (*offset, committed));
-                            }
-                            None => {
-                                inner.offsets.remove(&(topic, partition));
-                            }
-                        }
-                    }
-                    Some(Entry::Group { group, metadata: told }) => {
-                        metadata.insert(group, told);
-                    }
-                    None => tracing::debug!(offset, "a record of {OFFSETS_TOPIC} was passed over"),
+            let bytes = match partition.read(from, LOAD, ReadLimit::LogEnd, true).await {
+                Ok(slice) => slice.copy().await,
+                Err(error) => Err(error),
+            };
+            let bytes = match bytes {
+                Err(error @ logstore::Error::LostBatch { next, .. }) if next > from => {
+                    tracing::warn!("what groups have committed there is lost: {error}");
+                    from = next;
+                    continue;
                 }
+                outcome => outcome?,
+            };
+            let (entries, next) = read(bytes);
+            for (offset, record) in entries.iter().filter(|(offset, _)| *offset >= from) {
+                self.note(*offset, record, metadata);
             }
             // A read that gives no whole batch cannot go on; it would be a mistake of the log's.
             match next.filter(|next| *next > from) {
@@ -165,6 +196,28 @@ impl Coordinator {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of a record of the topic.
+    fn note(&self, offset: i64, record: &Record, metadata: &mut HashMap<String, Option<Metadata>>) {
+        match records::parse(record) {
+            Some(Entry::Offset { group, topic, partition, committed }) => {
+                let cell = self.cell(&group);
+                let mut inner = cell.inner.lock();
+                match committed {
+                    Some(committed) => {
+                        inner.offsets.insert((topic, partition), (offset, committed));
+                    }
+                    None => {
+                        inner.offsets.remove(&(topic, partition));
+                    }
+                }
+            }
+            Some(Entry::Group { group, metadata: told }) => {
+                metadata.insert(group, told);
+            }
+            None => tracing::debug!(offset, "a record of {OFFSETS_TOPIC} was passed over"),
+        }
     }
 
     fn restore(self: &Arc<Self>, metadata: HashMap<String, Option<Metadata>>) {
@@ -227,9 +280,10 @@ impl Coordinator {
         let ticket = self.ticket();
         let now = self.runtime.now();
         let member_id = join.member_id.clone();
+        let refused = self.check(name).err();
         // A member of a group that we do not know: it has to start over.
         let known = self.find(name).is_some() || join.member_id.is_empty();
-        if known {
+        if known && refused.is_none() {
             self.step(name, |inner| {
                 inner.joins.insert(ticket, sender);
                 inner.group.join(now, ticket, join)
@@ -241,7 +295,7 @@ impl Coordinator {
         async move {
             let lost =
                 if known { ResponseError::CoordinatorNotAvailable } else { ResponseError::UnknownMemberId };
-            answer.await.unwrap_or_else(|_| Joined::refused(lost, &member_id))
+            answer.await.unwrap_or_else(|_| Joined::refused(refused.unwrap_or(lost), &member_id))
         }
     }
 
@@ -250,8 +304,9 @@ impl Coordinator {
         let (sender, answer) = oneshot::channel();
         let ticket = self.ticket();
         let now = self.runtime.now();
+        let refused = self.check(name).err();
         let known = self.find(name).is_some();
-        if known {
+        if known && refused.is_none() {
             self.step(name, |inner| {
                 inner.syncs.insert(ticket, sender);
                 inner.group.sync(now, ticket, sync)
@@ -263,7 +318,7 @@ impl Coordinator {
         async move {
             let lost =
                 if known { ResponseError::CoordinatorNotAvailable } else { ResponseError::UnknownMemberId };
-            answer.await.unwrap_or_else(|_| Synced::refused(lost))
+            answer.await.unwrap_or_else(|_| Synced::refused(refused.unwrap_or(lost)))
         }
     }
 
@@ -275,6 +330,7 @@ impl Coordinator {
         instance_id: Option<&str>,
         generation: i32,
     ) -> Result<(), ResponseError> {
+        self.check(name)?;
         let cell = self.find(name).ok_or(ResponseError::UnknownMemberId)?;
         let mut inner = cell.inner.lock();
         inner.group.heartbeat(self.runtime.now(), member_id, instance_id, generation)
@@ -287,6 +343,7 @@ impl Coordinator {
         member_id: &str,
         instance_id: Option<&str>,
     ) -> Result<(), ResponseError> {
+        self.check(name)?;
         if self.find(name).is_none() {
             return Err(ResponseError::UnknownMemberId);
         }
@@ -306,6 +363,7 @@ impl Coordinator {
         if commit.group.is_empty() {
             return Err(ResponseError::InvalidGroupId);
         }
+        self.check(commit.group)?;
         // Only a consumer without membership makes a group by committing.
         if commit.generation >= 0 && self.find(commit.group).is_none() {
             return Err(ResponseError::IllegalGeneration);
@@ -359,7 +417,7 @@ impl Coordinator {
         });
     }
 
-    /// The committed offset of one partition.
+    /// The committed offset of one partition. Whoever asks has had the group checked.
     #[must_use]
     pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<Committed> {
         let cell = self.find(group)?;
@@ -400,6 +458,7 @@ impl Coordinator {
 
     /// Deletes a group without members, and its offsets.
     pub async fn delete(&self, name: &str) -> Result<(), ResponseError> {
+        self.check(name)?;
         let cell = self.find(name).ok_or(ResponseError::GroupIdNotFound)?;
         let tombstones: Vec<Record> = {
             let inner = cell.inner.lock();
@@ -607,11 +666,63 @@ impl Coordinator {
     }
 }
 
+/// Whether a partition cannot be read, though the store is well.
+fn is_damage(error: &logstore::Error) -> bool {
+    use logstore::Error::{DamagedLog, Device, File, LostBatch};
+    matches!(error, DamagedLog { .. } | LostBatch { .. } | Device(_) | File { .. })
+}
+
 /// What a group's client is told when the log failed: where Kafka would send it looking for another coordinator.
 fn coordinator_error(error: &logstore::Error) -> ResponseError {
     match errors::kafka(error) {
         ResponseError::NotLeaderOrFollower => ResponseError::NotCoordinator,
         ResponseError::MessageTooLarge => ResponseError::InvalidCommitOffsetSize,
         _ => ResponseError::CoordinatorNotAvailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use logstore::{Home, StoreOptions};
+    use raid::runtime::TokioRuntime;
+
+    #[tokio::test]
+    async fn groups_of_a_partition_that_cannot_be_read_are_refused_and_others_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::current());
+        let home = Home::Directory(dir.path().join("log"));
+        let store = Store::open(home, StoreOptions::default(), Arc::clone(&runtime)).await.unwrap();
+        let config = Config::load(None, &["offsets.topic.num.partitions=5".to_owned()]).unwrap();
+        let load = || Coordinator::load(&config, Arc::clone(&store), Arc::clone(&runtime));
+        let coordinator = load().await.unwrap();
+        let names: Vec<String> = (0..20).map(|number| format!("g{number}")).collect();
+        let commit = |group, offset| {
+            let committed = Committed { offset, leader_epoch: -1, metadata: String::new(), timestamp: 0 };
+            let offsets = vec![("t".to_owned(), 0, committed)];
+            Commit { group, member_id: "", instance_id: None, generation: -1, offsets }
+        };
+        for name in &names {
+            coordinator.commit(commit(name, 7)).await.unwrap();
+        }
+        drop(coordinator);
+        let mut coordinator = Arc::into_inner(load().await.unwrap()).unwrap();
+        coordinator.unreadable.insert(records::partition_of("g0", 5));
+        let coordinator = Arc::new(coordinator);
+        let (refused, served): (Vec<&String>, Vec<&String>) =
+            names.iter().partition(|name| coordinator.check(name).is_err());
+        assert!(refused.contains(&&names[0]) && served.len() > 5, "{refused:?}");
+        let lost = ResponseError::CoordinatorNotAvailable;
+        for name in refused {
+            assert_eq!(coordinator.commit(commit(name, 8)).await, Err(lost));
+            assert_eq!(coordinator.heartbeat(name, "m", None, 1), Err(lost));
+            assert_eq!(coordinator.leave(name, "m", None).await, Err(lost));
+            assert_eq!(coordinator.delete(name).await, Err(lost));
+        }
+        for name in served {
+            assert_eq!(coordinator.committed(name, "t", 0).map(|committed| committed.offset), Some(7));
+            coordinator.commit(commit(name, 8)).await.unwrap();
+        }
+        store.close().await.unwrap();
     }
 }

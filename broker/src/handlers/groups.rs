@@ -241,6 +241,10 @@ pub fn describe(context: &Context, body: DescribeGroupsRequest) -> Result<Respon
     let mut response = DescribeGroupsResponse::default();
     for id in body.groups {
         let described = DescribedGroup::default().with_authorized_operations(i32::MIN);
+        if let Err(error) = context.broker.groups.check(&id) {
+            response.groups.push(described.with_error_code(error.code()).with_group_id(id));
+            continue;
+        }
         let described = match context.broker.groups.describe(&id) {
             Some(group) => described
                 .with_group_state(text(group.state))

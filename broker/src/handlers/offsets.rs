@@ -160,6 +160,10 @@ pub fn fetch(context: &Context, body: OffsetFetchRequest) -> Result<Response, En
                 topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect()
             });
             let mut answered = OffsetFetchResponseGroup::default().with_group_id(group.group_id.clone());
+            if let Err(error) = context.broker.groups.check(&group.group_id) {
+                response.groups.push(answered.with_error_code(error.code()));
+                continue;
+            }
             for (topic, partitions) in fetched(context, &group.group_id, wanted) {
                 let partitions = partitions.into_iter().map(|(index, (offset, epoch), metadata)| {
                     OffsetFetchResponsePartitions::default()
@@ -177,6 +181,10 @@ pub fn fetch(context: &Context, body: OffsetFetchRequest) -> Result<Response, En
             response.groups.push(answered);
         }
     } else {
+        let refused = context.broker.groups.check(&body.group_id).map_or_else(|error| error.code(), |()| OK);
+        if context.version() >= 2 {
+            response.error_code = refused;
+        }
         let wanted = body
             .topics
             .map(|topics| topics.into_iter().map(|t| (t.name.to_string(), t.partition_indexes)).collect());
@@ -184,6 +192,7 @@ pub fn fetch(context: &Context, body: OffsetFetchRequest) -> Result<Response, En
             let partitions = partitions.into_iter().map(|(index, (offset, epoch), metadata)| {
                 let partition = OffsetFetchResponsePartition::default()
                     .with_partition_index(index)
+                    .with_error_code(refused)
                     .with_committed_offset(offset)
                     .with_metadata(Some(metadata));
                 if context.version() >= 5 { partition.with_committed_leader_epoch(epoch) } else { partition }
