@@ -323,6 +323,16 @@ impl Producers {
         self.open.first_key_value().map(|(&first, _)| first)
     }
 
+    /// Nothing is open that began before `first_open`, or nothing at all.
+    pub fn close_before(&mut self, first_open: Option<i64>) {
+        let still = first_open.map_or_else(BTreeMap::new, |first| self.open.split_off(&first));
+        for id in std::mem::replace(&mut self.open, still).into_values() {
+            if let Some(producer) = self.known.get_mut(&id) {
+                producer.open = None;
+            }
+        }
+    }
+
     /// The open transactions, as (first offset, producer id), the oldest first.
     pub fn open(&self) -> impl Iterator<Item = (i64, i64)> + '_ {
         self.open.iter().map(|(&first, &id)| (first, id))

@@ -51,6 +51,9 @@ enum Slot {
     Loaded(Arc<Index>),
 }
 
+/// Who is shown each header of a segment, and what it says if it ends a transaction.
+type See<'a> = &'a mut (dyn FnMut(&Header, Option<Marker>) + Send);
+
 /// A segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -225,14 +228,24 @@ impl Segment {
                 ),
             }
         }
-        self.rebuild_index(|_, _| ()).await
+        self.rebuild_index().await
     }
 
-    /// Makes the index from the batch headers, and shows each to `see`, with what it says if it ends a transaction.
-    pub(crate) async fn rebuild_index(
+    /// Makes the index from the batch headers.
+    pub(crate) async fn rebuild_index(&self) -> Result<Index> {
+        self.walk_all(None).await
+    }
+
+    /// The same, and shows each header to `see`, with what it says if it ends a transaction. A marker of which no copy is good
+    /// says nothing: one lost batch takes neither the index nor the others with it.
+    pub(crate) async fn replay(
         &self,
         mut see: impl FnMut(&Header, Option<Marker>) + Send,
     ) -> Result<Index> {
+        self.walk_all(Some(&mut see)).await
+    }
+
+    async fn walk_all(&self, mut see: Option<See<'_>>) -> Result<Index> {
         /// Kafka's default; the density of a rebuilt index is free.
         const INTERVAL: u64 = 4096;
         let mut index = Index::new(self.base);
@@ -240,7 +253,9 @@ impl Segment {
         let mut position = 0;
         while let Some(placed) = walk.batch_at(position).await? {
             index.add(&placed.header, position, INTERVAL);
-            see(&placed.header, self.marker_at(&placed).await?);
+            if let Some(see) = &mut see {
+                see(&placed.header, self.marker_at(&placed).await?);
+            }
             position = placed.end();
         }
         index.finish();
@@ -252,8 +267,11 @@ impl Segment {
         if !placed.header.is_control() {
             return Ok(None);
         }
-        let bytes = self.read_batch(placed).await?;
-        Ok(Marker::read(&placed.header, &bytes))
+        match self.read_batch(placed).await {
+            Ok(bytes) => Ok(Marker::read(&placed.header, &bytes)),
+            Err(Error::LostBatch { .. } | Error::DamagedLog { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The first batch that holds `offset` or a later one; `None` at the end.
@@ -296,7 +314,7 @@ impl Segment {
         let sound = from == 0 || matches!(&first, Ok(Some(placed)) if fits(&placed.header));
         let mut position = from;
         if !sound {
-            let rebuilt = self.rebuild_index(|_, _| ()).await?;
+            let rebuilt = self.rebuild_index().await?;
             position = floor(&rebuilt);
             self.unload();
             *self.largest.lock() = None;

@@ -455,8 +455,12 @@ impl Partition {
         }
         let now = self.context.wall_clock();
         let mut replay = transactions::Replay::after(&self.context, before, now).await?;
-        let mut index = segment.rebuild_index(|header, marker| replay.see(header, marker)).await?;
+        let mut index = segment.replay(|header, marker| replay.see(header, marker)).await?;
         index.resume(end.size);
+        if let Some(stop) = stop {
+            // A marker may be lost. That its transaction had ended was noted.
+            replay.producers.close_before(stop.first_open);
+        }
         Ok((replay.producers, index, replay.aborted))
     }
 

@@ -147,7 +147,7 @@ impl Partition {
             None => self.rebuilds(segment, &"it is missing"),
         }
         let mut replay = Replay::after(&self.context, before, self.context.wall_clock()).await?;
-        segment.rebuild_index(|header, marker| replay.see(header, marker)).await?;
+        segment.replay(|header, marker| replay.see(header, marker)).await?;
         Ok(replay.aborted)
     }
 
@@ -185,7 +185,7 @@ impl Replay {
             known -= 1;
         }
         for segment in &segments[known..] {
-            match segment.rebuild_index(|header, marker| replay.see(header, marker)).await {
+            match segment.replay(|header, marker| replay.see(header, marker)).await {
                 Ok(_) => {}
                 Err(error @ (Error::DamagedLog { .. } | Error::LostBatch { .. })) => {
                     tracing::warn!("producers are known in part: {error}");

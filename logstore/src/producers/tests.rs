@@ -266,6 +266,22 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn what_was_noted_as_ended_is_not_open() {
+    let mut producers = Producers::default();
+    for (id, offset) in [(1, 10), (2, 20), (3, 30)] {
+        producers.note(&Header { attributes: TXN, ..batch(id, 0, 0, 1, offset) }, None, 0);
+    }
+    producers.close_before(Some(20));
+    assert_eq!(producers.open().collect::<Vec<_>>(), [(20, 2), (30, 3)]);
+    assert_eq!(
+        producers.states().iter().map(|state| state.open_from).collect::<Vec<_>>(),
+        [None, Some(20), Some(30)]
+    );
+    producers.close_before(None);
+    assert_eq!(producers.first_open(), None);
+}
+
 proptest! {
     #[test]
     fn it_does_as_the_model_says(steps in prop::collection::vec(step(), 1..60)) {

@@ -3,9 +3,10 @@
 
 use super::common::{self, append_stable, batch, defaults, first, keyed, records};
 use bytes::Bytes;
+use logstore::batch::Outcome;
 use logstore::{Error, Home, Partition, ReadLimit, ScrubOptions, Store, StoreOptions};
 use raid::create::{Bitmap, CreateOptions, create, make_image};
-use raid::device::{Device, FileDevice, OpenMode};
+use raid::device::{Device, Durability, FileDevice, OpenMode};
 use raid::runtime::TokioRuntime;
 use raid::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock};
 use raid::volume::{AssembleOptions, Volume};
@@ -46,7 +47,8 @@ impl Mirror {
             chunk: CHUNK,
             bitmap: Bitmap::STANDARD,
             assume_clean: false,
-            force: false,
+            // Some images hold something.
+            force: true,
         };
         let runtime = runtime();
         runtime.block_on(async {
@@ -436,6 +438,37 @@ fn in_a_directory_the_error_names_what_is_lost() {
         let (found, lost) = consume(&partition, 5000).await;
         assert_eq!((found.len(), lost), (29, vec![(12, 13)]));
         assert_eq!((store.healing().healed, store.healing().unreadable), (0, 1));
+    });
+}
+
+/// The marker of a transaction is lost, and whatever is derived from the log is gone: all else is read, and appended to.
+#[test]
+fn a_lost_marker_takes_nothing_else_with_it() {
+    let place = common::Place::directory();
+    let marker = place.run_and_close(async |store: Arc<Store>| {
+        let log = common::topic(&store, "t", &[]).await;
+        append_stable(&log, &batch(&["in a transaction"]).by(7, 0, 0).txn()).await;
+        log.append_marker(7, 0, 0, Outcome::Commit, Durability::Cached).await.unwrap();
+        fill(&log, 20, 300).await;
+        log.read(1, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap()
+    });
+    let dir = place.partition_dir("t", 0);
+    let log = common::files(&dir, "log").remove(0);
+    let bytes = std::fs::read(&log).unwrap();
+    let at = bytes.windows(marker.len()).position(|window| window == marker).unwrap();
+    change(&log, at as u64 + 61, 10, |_, byte| byte ^ 0x55);
+    for kind in ["index", "timeindex", "snapshot", "txnindex"] {
+        for file in common::files(&dir, kind) {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    place.run_and_close(async |store: Arc<Store>| {
+        let log = first(&store, "t");
+        let (found, lost) = consume(&log, 1000).await;
+        assert_eq!((found.len(), lost), (21, vec![(1, 2)]));
+        assert_eq!(log.offset_for_timestamp(common::NOW).await.unwrap(), Some((0, common::NOW)));
+        assert_eq!(common::append(&log, &batch(&["more"])).await, 22);
+        assert_eq!(log.offsets().last_stable, 23, "that it had ended was known at the stop");
     });
 }
 
