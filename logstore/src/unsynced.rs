@@ -76,7 +76,11 @@ pub(crate) fn guard(
 
 impl Unsynced {
     fn is_open(&self, at: u64, len: u64) -> bool {
-        !self.settled.load(Ordering::Acquire) && at < self.end.size && self.bytes.may_differ(at, len)
+        // Right behind the end as well: what such a read makes equal begins before it.
+        let from = at / EQUALISED * EQUALISED;
+        !self.settled.load(Ordering::Acquire)
+            && from < self.end.size
+            && self.bytes.may_differ(from, at + len - from)
     }
 
     /// What a plain read of a range may make equal, as far as it belongs to the segment as it was closed.

@@ -436,6 +436,53 @@ fn the_power_goes_at_every_boundary_of_mending() {
     }
 }
 
+/// The last segment of a log that was closed in order, and then left dirty by writes beside it, has rotted at its end on one
+/// leg. What is appended behind the end lies in a window with it, and a read of that makes the window equal: not before the
+/// good copy was chosen.
+#[test]
+fn a_read_behind_the_end_of_a_closed_segment_costs_no_good_copy() {
+    for leg in BOTH {
+        let machine = Machine::new();
+        let life = async {
+            let (volume, store) = machine.open(&BOTH).await;
+            let config = TopicConfig::kafka_defaults().with([("index.interval.bytes", "0")]).unwrap();
+            machine.ledger.lock().topic_asked("t", 1);
+            let topic = store.create_topic("t", 1, config).await.unwrap();
+            machine.ledger.lock().topic_made("t", topic.id(), 1);
+            // The end is in another window than the first batch, which is read before the first append.
+            machine.append(&store, 70, true).await;
+            store.close().await.unwrap();
+            volume.stop().await.unwrap();
+        };
+        machine.rig.sim.block_on(life).unwrap();
+        let life = async {
+            let (_volume, store) = machine.open(&BOTH).await;
+            let topic = store.create_topic("beside", 1, TopicConfig::kafka_defaults()).await.unwrap();
+            let now = machine.rig.sim.runtime().wall_clock().as_millis() as i64;
+            let sent = tests::broker::batch(&[b"beside"], now);
+            let appended = topic.partitions()[0].append(sent, Durability::Stable).await.unwrap();
+            appended.commit.unwrap().await.unwrap();
+        };
+        machine.rig.sim.block_on(life).unwrap();
+        machine.power_off();
+        let range = machine.rot(leg, 69, 100, 600);
+        let other = machine.peek(1 - leg, &range);
+        let life = async {
+            let volume = machine.assemble(&BOTH).await;
+            assert!(volume.may_differ(range.start - DATA, range.end - range.start));
+            let store = machine.try_open(&volume).await.unwrap();
+            let end = only_log(&store).offsets().log_end;
+            machine.append(&store, 1, true).await;
+            machine.read(&store, end, 1).await;
+        };
+        machine.rig.sim.block_on(life).unwrap();
+        machine.power_off();
+        assert!(machine.peek(1 - leg, &range) == other, "leg {leg}: the good copy is gone");
+        machine.check(&BOTH);
+        machine.check_each_leg();
+    }
+}
+
 /// What a disk answers to all writes of a range.
 fn refuse_writes(machine: &Machine, leg: usize, range: &Range<u64>, errno: Errno) {
     let within = range.start / 4096 * 4096..range.end.next_multiple_of(4096);
