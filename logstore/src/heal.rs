@@ -671,7 +671,8 @@ impl Segment {
         }
     }
 
-    fn lose(&self, lost: Lost) {
+    /// Takes note of a place without a good batch.
+    pub(crate) fn lose(&self, lost: Lost) {
         let mut all = self.lost.lock();
         if all.contains(&lost) {
             return;

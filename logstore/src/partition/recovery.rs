@@ -20,6 +20,9 @@
 //!
 //! Compaction leaves gaps between offsets, and only below the recovery point: there they are accepted, in case such a
 //! segment is scanned after all; from the recovery point on, offsets are contiguous.
+//!
+//! Nothing below the recovery point is cut: it was durable, so what is not sound there has rotted, and what follows it has
+//! not. It is noted as lost, as it would be in a segment that is not scanned.
 
 use super::transactions::Replay;
 use super::{Appender, Log, Partition, Progress, Visible, Withheld, append::Active};
@@ -29,7 +32,7 @@ use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
-use crate::heal::Ground;
+use crate::heal::{Ground, Lost};
 use crate::home::{Found, PartitionId, SegmentBytes};
 use crate::index::Index;
 use crate::producers::Producers;
@@ -175,6 +178,8 @@ struct Scanned {
     opened: Option<i64>,
     /// Offset of the first batch of a transaction.
     transactions_from: Option<i64>,
+    /// Places below the recovery point without a good batch, with sound ones behind.
+    lost: Vec<Lost>,
     /// What stands behind the last sound batch, unless the segment ends there.
     fault: Option<BatchFault>,
 }
@@ -190,7 +195,7 @@ async fn scan(
     let mut scan = Scan::new(bytes, reach);
     let mut index = Index::new(base);
     let mut end = End { size: 0, next: base };
-    let (mut opened, mut transactions_from, mut fault) = (None, None, None);
+    let (mut opened, mut transactions_from, mut fault, mut lost) = (None, None, None, Vec::new());
     let mut mends = Mends::default();
     let mut restamped = 0;
     loop {
@@ -203,6 +208,15 @@ async fn scan(
         let mut header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
             Ok(header) => header,
             Err(found) => {
+                // What cannot be read now may be read at the next start: nothing is given up for it.
+                if end.next < chain.gaps_below && found != BatchFault::Unreadable {
+                    let (position, next) = ground.next_sound(end.size, end.next).await?;
+                    if position < reach && next <= chain.gaps_below {
+                        lost.push(Lost { position: end.size, end: position, from: end.next, next, fault: found });
+                        end = End { size: position, next };
+                        continue;
+                    }
+                }
                 fault = Some(found);
                 break;
             }
@@ -247,7 +261,7 @@ async fn scan(
             mends.batches
         );
     }
-    Ok(Scanned { end, index, opened, transactions_from, fault })
+    Ok(Scanned { end, index, opened, transactions_from, lost, fault })
 }
 
 /// What was read. That a disk does not answer is the fault of the batch it was asked for, and no other log's.
@@ -455,11 +469,21 @@ async fn recover(
         };
         let scanned = scan(ground, interval, &mut chain, &mut replay).await?;
         let mut end = scanned.end;
-        if scanned.fault.is_none()
-            && let Some(next) = rest.front().filter(|next| next.base <= record.recovery_point)
+        let mut lost = scanned.lost;
+        let next = rest.front().map_or(record.recovery_point, |next| next.base);
+        if end.next < next
+            && next <= record.recovery_point
+            && scanned.fault != Some(BatchFault::Unreadable)
         {
-            // The records between were compacted away.
-            end.next = end.next.max(next.base);
+            if let Some(fault) = scanned.fault {
+                // Up to where it was closed, if that is known.
+                let tail = here.sealed.map_or(end.size, |_| reach.max(end.size));
+                lost.push(Lost { position: end.size, end: tail, from: end.next, next, fault });
+                end = End { size: tail, next };
+            } else if !rest.is_empty() {
+                // The records between were compacted away.
+                end.next = next;
+            }
         }
         let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
         let whole = segment(&id, &here, Arc::clone(&here.bytes), end, written, now);
@@ -467,6 +491,7 @@ async fn recover(
         if scanned.end.size > 0 || scanned.fault != Some(BatchFault::Unreadable) {
             whole.bytes.found();
         }
+        lost.into_iter().for_each(|lost| whole.lose(lost));
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));
         record.transactions_from = record.transactions_from.or(scanned.transactions_from);
@@ -483,9 +508,9 @@ async fn recover(
             unsealed.push((whole, replay.producers.snapshot()));
             continue;
         }
-        report(&id, here.base, scanned.end, scanned.fault, rest.len());
-        if here.reach > scanned.end.size {
-            here.bytes.cut(scanned.end.size).await?;
+        report(&id, here.base, end, scanned.fault, rest.len());
+        if here.reach > end.size {
+            here.bytes.cut(end.size).await?;
         }
         // A sealed segment is never appended to again.
         if whole.sealed && !here.exact {
@@ -567,3 +592,6 @@ fn assemble(
         withheld,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,27 +18,30 @@ impl Partition {
     pub(crate) fn enqueue_seal(self: &Arc<Self>, segment: Arc<Segment>, snapshot: Bytes) {
         self.sealing.lock().push_back((segment, snapshot));
         let partition = Arc::clone(self);
-        self.context.tasks.spawn(Box::pin(async move { partition.seal_next().await }));
+        self.context.tasks.spawn(Box::pin(async move { partition.seal_rolled().await }));
     }
 
-    /// Seals the segment rolled longest ago: makes it durable, keeps its index and the producers, moves the recovery
-    /// point behind it.
-    async fn seal_next(self: &Arc<Self>) {
+    /// Seals what was rolled, the oldest first: makes it durable, keeps its index and the producers, moves the recovery point
+    /// behind it. One that finds no room waits for the next that is rolled: the recovery point never passes it.
+    async fn seal_rolled(self: &Arc<Self>) {
         let _only = self.maintenance.lock().await;
-        let Some((segment, snapshot)) = self.sealing.lock().pop_front() else { return };
-        let kept = self.log.read().segments.iter().any(|held| Arc::ptr_eq(held, &segment));
-        if !kept {
-            // Retention was faster.
-            return;
-        }
-        if let Err(error) = self.seal(&segment, snapshot, true, |_| ()).await {
+        loop {
+            let Some((segment, snapshot)) = self.sealing.lock().pop_front() else { return };
+            let kept = self.log.read().segments.iter().any(|held| Arc::ptr_eq(held, &segment));
+            if !kept {
+                // Retention was faster.
+                continue;
+            }
+            let Err(error) = self.seal(&segment, snapshot.clone(), true, |_| ()).await else { continue };
             let (topic, index, base) = (self.topic(), self.index(), segment.base);
             if is_harmless(&error) {
-                // Its bytes are safe; the next start checks it once more.
+                // Its bytes are safe.
                 tracing::warn!("{topic}-{index}: segment {base} was not sealed: {error}");
+                self.sealing.lock().push_front((segment, snapshot));
             } else {
                 self.context.health.fail(&error);
             }
+            return;
         }
     }
 

@@ -97,6 +97,11 @@ fn trim(extents: &mut Vec<Extent>, keep: u64) -> Vec<Extent> {
     off
 }
 
+/// Where the derived bytes lie that have a place of their own.
+fn blobs_of(record: &SegmentRecord) -> Vec<Extent> {
+    record.blobs.values().filter_map(|blob| blob.at).collect()
+}
+
 impl VolumeSegment {
     pub(super) fn new(home: &Arc<VolumeHome>, key: SegmentKey, record: SegmentRecord) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
@@ -138,6 +143,11 @@ impl VolumeSegment {
             if have >= end {
                 return Ok(());
             }
+            if record.sealed.is_some() {
+                // Whoever grows it ahead has come too late. A record that says otherwise would have the next recovery scan
+                // from here.
+                return Err(Error::Closed);
+            }
             if self.beside.load(Ordering::Acquire) {
                 // Nothing is read past what was written, and nothing is recorded before all is: no zeroes, no commit.
                 let extent =
@@ -150,7 +160,6 @@ impl VolumeSegment {
             let want = double.max(round_up(end - have));
             let extent = self.home.allocate(want, record.extents.last().map(Extent::end))?;
             append(&mut record.extents, extent);
-            record.sealed = None;
             if let Err(error) = self.take(extent, &record).await {
                 // In no record that is durable; and whoever takes it next zeroes it first.
                 if !matches!(error, Error::Catalog { .. } | Error::Device(_) | Error::Poisoned { .. }) {
@@ -231,7 +240,7 @@ impl VolumeSegment {
         let before = self.record.read().clone();
         let extents = before.extents.clone();
         let mut record = SegmentRecord { extents, written, ..SegmentRecord::default() };
-        let mut free: Vec<Extent> = before.blobs.values().filter_map(|blob| blob.at).collect();
+        let mut free = blobs_of(&before);
         if trims {
             record.sealed = Some(size);
             free.extend(trim(&mut record.extents, size));
@@ -243,7 +252,13 @@ impl VolumeSegment {
         }
         change.put(Table::Segments, &self.key.bytes(), &record);
         // The commit's first flush makes batches and derived bytes durable before the record that vouches for them.
-        self.home.catalog.submit(change).await?;
+        if let Err(error) = self.home.catalog.submit(change).await {
+            if matches!(error, Error::CatalogFull { .. }) {
+                // It did not happen, and whoever tries again takes space again.
+                self.home.release_now(&blobs_of(&record));
+            }
+            return Err(error);
+        }
         *self.record.write() = record;
         self.home.release(free);
         Ok(())
@@ -275,7 +290,7 @@ impl VolumeSegment {
         if let Err(error) = self.home.catalog.submit(all).await {
             if matches!(error, Error::CatalogFull { .. }) {
                 self.beside.store(true, Ordering::Release);
-                self.home.release_now(&record.blobs.values().filter_map(|blob| blob.at).collect::<Vec<_>>());
+                self.home.release_now(&blobs_of(&record));
             }
             return Err(error);
         }
@@ -485,7 +500,7 @@ impl Drop for VolumeSegment {
         if *self.freed.get_mut() || *self.beside.get_mut() {
             let record = self.record.get_mut();
             let mut extents = std::mem::take(&mut record.extents);
-            extents.extend(record.blobs.values().filter_map(|blob| blob.at));
+            extents.extend(blobs_of(record));
             self.home.release(extents);
         }
     }
@@ -494,6 +509,10 @@ impl Drop for VolumeSegment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::records::PartitionKey;
+    use crate::tasks::Tasks;
+    use raid::device::{FileDevice, OpenMode};
+    use raid::runtime::TokioRuntime;
 
     const fn units(at: u64, len: u64) -> Extent {
         Extent { at: at * UNIT, len: len * UNIT }
@@ -521,5 +540,27 @@ mod tests {
         append(&mut chain, units(5, 1));
         append(&mut chain, units(9, 1));
         assert_eq!(chain, [units(4, 2), units(9, 1)]);
+    }
+
+    /// Whoever takes space ahead may come after the segment was closed.
+    #[tokio::test]
+    async fn a_closed_segment_does_not_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        std::fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
+        let device = Arc::new(FileDevice::open(&path, OpenMode::ReadWrite).unwrap());
+        let tasks = Tasks::new(Arc::new(TokioRuntime::current()));
+        let (home, catalog) = VolumeHome::open(device, Arc::clone(&tasks), Arc::default()).await.unwrap();
+        let partition = PartitionKey { topic: uuid::Uuid::from_u128(1), partition: 0 };
+        let key = SegmentKey { partition, base: 0 };
+        let segment = VolumeSegment::new(&home, key, SegmentRecord::default());
+        segment.reserve(100, 1 << 20).await.unwrap();
+        segment.write(0, Bytes::from_static(&[7; 100])).await.unwrap();
+        let change = Change::vital();
+        let sealing = Sealing { size: 100, end: 1, sidecars: Vec::new(), trim: true, written: None, change };
+        segment.seal_now(sealing).await.unwrap();
+        assert!(matches!(segment.grow(UNIT + 1, 1 << 20).await, Err(Error::Closed)));
+        let record: Option<SegmentRecord> = catalog.record(Table::Segments, &key.bytes()).unwrap();
+        assert_eq!(record.unwrap().sealed, Some(100));
     }
 }

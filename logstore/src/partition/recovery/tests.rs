@@ -1,0 +1,126 @@
+//! What was durable and has rotted is lost, and nothing behind it: whatever the catalog says of the segment it is in.
+
+use crate::catalog::Change;
+use crate::catalog::records::{SegmentKey, SegmentRecord, Table};
+use crate::partition::ReadLimit;
+use crate::store::{Home, Store, StoreOptions};
+use crate::{Error, Partition, TopicConfig};
+use bytes::{BufMut, Bytes, BytesMut};
+use raid::device::{Durability, FileDevice, OpenMode};
+use raid::runtime::TokioRuntime;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A batch of one record, which nobody looks into.
+fn batch(text: &str) -> Bytes {
+    let mut covered = BytesMut::new();
+    covered.put_slice(&[0; 2 + 4]);
+    covered.put_i64(1000);
+    covered.put_i64(1000);
+    covered.put_slice(&[0xff; 8 + 2 + 4]);
+    covered.put_i32(1);
+    covered.put_slice(text.repeat(100).as_bytes());
+    let mut bytes = BytesMut::new();
+    bytes.put_i64(0);
+    bytes.put_i32(4 + 1 + 4 + covered.len() as i32);
+    bytes.put_i32(-1);
+    bytes.put_i8(2);
+    bytes.put_u32(crc32c::crc32c(&covered));
+    bytes.put_slice(&covered);
+    bytes.freeze()
+}
+
+fn text(number: i64) -> String {
+    format!("<{number:06}>")
+}
+
+async fn open(path: &Path) -> Arc<Store> {
+    let device = Arc::new(FileDevice::open(path, OpenMode::ReadWrite).unwrap());
+    let mut topic_defaults = TopicConfig::kafka_defaults();
+    topic_defaults.set_default("retention.ms", "-1").unwrap();
+    let options = StoreOptions { topic_defaults, ..StoreOptions::default() };
+    Store::open(Home::Volume(device), options, Arc::new(TokioRuntime::current())).await.unwrap()
+}
+
+fn log(store: &Store) -> Arc<Partition> {
+    Arc::clone(&store.topic("t").unwrap().partitions()[0])
+}
+
+/// The first offsets of the batches that are read, and what is told as lost.
+async fn read(log: &Partition) -> (Vec<i64>, Vec<(i64, i64)>) {
+    let (mut at, mut found, mut lost) = (0, Vec::new(), Vec::new());
+    while at < log.offsets().log_end {
+        match log.read(at, 1, ReadLimit::LogEnd, true).await {
+            Ok(slice) => {
+                let header = crate::batch::Header::parse(&slice.copy().await.unwrap()).unwrap();
+                found.push(header.base_offset);
+                at = header.next_offset();
+            }
+            Err(Error::LostBatch { from, next, .. }) => {
+                lost.push((from, next));
+                at = next;
+            }
+            Err(error) => panic!("at {at}: {error}"),
+        }
+    }
+    (found, lost)
+}
+
+const BATCHES: i64 = 40;
+
+/// A log of which the third segment is closed, and not closed for the catalog; a kill, and damage to one of its batches.
+async fn damaged(damaged: impl FnOnce(i64, i64) -> i64) -> (tempfile::TempDir, i64) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    let store = open(&path).await;
+    let config = store.topic_defaults().with([("segment.bytes", "4000")]).unwrap();
+    store.create_topic("t", 1, config).await.unwrap();
+    for number in 0..BATCHES {
+        log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
+    }
+    store.quiet().await;
+    let segment = log(&store).segment_from(1).and_then(|second| log(&store).segment_from(second.base + 1)).unwrap();
+    let key = SegmentKey { partition: log(&store).key(), base: segment.base }.bytes();
+    let catalog = &store.context.catalog;
+    let mut record: SegmentRecord = catalog.record(Table::Segments, &key).unwrap().unwrap();
+    assert!(record.sealed.take().is_some());
+    let mut change = Change::new();
+    change.put(Table::Segments, &key, &record);
+    catalog.submit(change).await.unwrap();
+    let number = damaged(segment.base, segment.end().next);
+    drop((segment, store));
+    let bytes = std::fs::read(&path).unwrap();
+    let mark = text(number).into_bytes();
+    let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
+    File::options().write(true).open(&path).unwrap().write_all_at(b"rotten", at as u64 + 100).unwrap();
+    (dir, number)
+}
+
+#[tokio::test]
+async fn recovery_cuts_nothing_that_was_durable() {
+    for first in [true, false] {
+        let (dir, number) = damaged(|base, end| if first { base } else { base + (end - base) / 2 }).await;
+        for _ in 0..2 {
+            let store = open(&dir.path().join("volume")).await;
+            let (found, lost) = read(&log(&store)).await;
+            assert_eq!(lost, [(number, number + 1)]);
+            let others: Vec<i64> = (0..BATCHES).filter(|other| *other != number).collect();
+            assert_eq!(found, others);
+            store.quiet().await;
+        }
+    }
+}
+
+/// Where the segment ended nobody knows; what follows it is there.
+#[tokio::test]
+async fn a_last_batch_that_rotted_costs_no_later_segment() {
+    let (dir, number) = damaged(|_, end| end - 1).await;
+    let store = open(&dir.path().join("volume")).await;
+    let (found, _) = read(&log(&store)).await;
+    let others: Vec<i64> = (0..BATCHES).filter(|other| *other != number).collect();
+    assert_eq!(found, others);
+    assert_eq!(store.healing().unreadable, 1);
+}
