@@ -430,40 +430,6 @@ fn restamp_crc(batch: &mut [u8]) {
     (&mut batch[CRC_AT..]).put_u32(crc);
 }
 
-/// The first record of a whole, sound batch with a timestamp of at least `timestamp`, as (offset, timestamp). Where
-/// records are compressed they stay opaque, and the answer is the batch's first record: never too late.
-#[must_use]
-pub fn first_at_or_after(header: &Header, batch: &[u8], timestamp: i64) -> Option<(i64, i64)> {
-    if header.max_timestamp < timestamp {
-        return None;
-    }
-    if header.is_log_append_time() {
-        // All records have the batch's timestamp.
-        return Some((header.base_offset, header.max_timestamp));
-    }
-    // Where compaction has set a delete horizon, the base timestamp is that and no record's.
-    let is_records = header.delete_horizon().is_none();
-    let first = (header.base_offset, if is_records { header.base_timestamp } else { header.max_timestamp });
-    if header.attributes & COMPRESSION != 0 || (is_records && header.base_timestamp >= timestamp) {
-        return Some(first);
-    }
-    let mut rest = batch.get(HEADER..)?;
-    for _ in 0..header.count {
-        let length = usize::try_from(varint(&mut rest)?).ok()?;
-        let mut record = rest.get(..length)?;
-        rest = &rest[length..];
-        // One byte of attributes, unused.
-        record = record.get(1..)?;
-        let at = header.base_timestamp.saturating_add(varint(&mut record)?);
-        let offset = header.base_offset.saturating_add(varint(&mut record)?);
-        if at >= timestamp {
-            return Some((offset, at));
-        }
-    }
-    // The header promised one: records that break it are the producer's affair.
-    Some(first)
-}
-
 /// A zigzag varint of up to 64 bits; `None` when the bytes end in it.
 pub(crate) fn varint(bytes: &mut &[u8]) -> Option<i64> {
     let mut value = 0u64;

@@ -1,6 +1,6 @@
 //! Compression of record batches: Kafka's four codecs behind two functions, [`decompress`] and [`compress`]. Pure.
 //!
-//! Whoever must look into a batch comes here: compaction, and the offline tools. The broker's own way from producer to
+//! Whoever must look into a batch comes here: compaction, lookups by time, and the offline tools. The broker's own way from producer to
 //! consumer never does: batches are opaque to it.
 //!
 //! What clients really write:

@@ -7,7 +7,7 @@
 //! key length (−1: none) · key · value length (−1: none) · value · headers: count, then key length · key · value length · value
 //! ```
 //!
-//! For compaction and the offline tools; the broker's way from producer to consumer never looks inside.
+//! For compaction, lookups by time and the offline tools; the broker's way from producer to consumer never looks inside.
 //!
 //! Invariant: nothing is believed. A record that does not add up ends the iteration with one [`RecordFault`].
 
@@ -153,6 +153,40 @@ impl<'a> Iterator for Records<'a> {
         self.failed = outcome.is_err();
         Some(outcome)
     }
+}
+
+/// The first record of a whole, sound batch at `from` or behind it with a timestamp of at least `timestamp`, as (offset,
+/// timestamp); `None` where it has none. Of records that cannot be read, or decompress to more than `limit` bytes, the
+/// answer is where they begin: never too late.
+#[must_use]
+pub fn first_at_or_after(
+    header: &Header,
+    batch: &[u8],
+    timestamp: i64,
+    from: i64,
+    limit: usize,
+) -> Option<(i64, i64)> {
+    if header.max_timestamp < timestamp || header.last_offset() < from || header.count < 1 {
+        return None;
+    }
+    let first = (header.base_offset.max(from), header.max_timestamp);
+    if header.is_log_append_time() {
+        // All records have the batch's timestamp.
+        return Some(first);
+    }
+    let plain = Codec::of(header.attributes) == Some(Codec::None);
+    let unpacked = if plain { Vec::new() } else { unpack(header, batch, limit).unwrap_or_default() };
+    let records = if plain { batch.get(HEADER..).unwrap_or_default() } else { &unpacked };
+    for record in Records::new(header, records) {
+        match record {
+            Ok(record) if record.offset >= from && record.timestamp >= timestamp => {
+                return Some((record.offset, record.timestamp));
+            }
+            Ok(_) => {}
+            Err(_) => return Some(first),
+        }
+    }
+    None
 }
 
 /// It does not fit into what is left.

@@ -288,16 +288,43 @@ impl Segment {
         .await
     }
 
-    /// The first batch with a timestamp of at least `timestamp` that ends at or after `offset`.
+    /// The first batch with records that says it has a timestamp of at least `timestamp`, and ends at or after `offset`;
+    /// from a batch's position on, or from where the index says.
     pub(crate) async fn find_time(
         self: &Arc<Self>,
         timestamp: i64,
         offset: i64,
+        from: Option<u64>,
         cache: &IndexCache,
     ) -> Result<Option<Placed>> {
+        let wanted = |header: &Header| {
+            header.max_timestamp >= timestamp && header.count > 0 && header.last_offset() >= offset
+        };
+        if let Some(mut position) = from {
+            let mut walk = Walk::new(self, self.end());
+            while let Some(placed) = walk.batch_at(position).await? {
+                if wanted(&placed.header) {
+                    return Ok(Some(placed));
+                }
+                position = placed.end();
+            }
+            return Ok(None);
+        }
         let from = self.ask(cache, |index| index.floor_time(timestamp)).await?;
-        let wanted = |header: &Header| header.max_timestamp >= timestamp && header.last_offset() >= offset;
         self.walk_from(from, cache, |index| index.floor_time(timestamp), |_| true, wanted).await
+    }
+
+    /// The largest timestamp that batches with records speak of: a batch that compaction has emptied keeps the one it had,
+    /// and the index may have it. Costs a walk over all headers.
+    pub(crate) async fn largest_of_records(&self) -> Result<Option<i64>> {
+        let (mut walk, mut position, mut largest) = (Walk::new(self, self.end()), 0, None);
+        while let Some(placed) = walk.batch_at(position).await? {
+            if placed.header.count > 0 {
+                largest = largest.max(Some(placed.header.max_timestamp));
+            }
+            position = placed.end();
+        }
+        Ok(largest)
     }
 
     /// Walks from a position that the index gave to the first batch that is `wanted`. If no batch that `fits` starts

@@ -5,14 +5,19 @@
 //! pieces. What has not been checked lately is read once, and its checksums are checked ([`crate::heal`]).
 
 use super::{Partition, ReadLimit};
-use crate::batch;
 use crate::error::{Error, Result};
 use crate::heal::Verified;
 use crate::home::SegmentBytes;
+use crate::records::first_at_or_after;
 use crate::segment::{Placed, Segment};
 use bytes::Bytes;
 use raid::device::Piece;
 use std::sync::Arc;
+
+/// Batches that a lookup by time looks into at most.
+const MOST_LOOKS: usize = 64;
+/// Largest batch, decompressed, that it looks into. Units: bytes.
+const LARGEST_LOOK: usize = 16 << 20;
 
 /// Whole batches of one segment, with a lease that keeps their bytes in place: while it lives, retention, deletion and
 /// truncation wait before they give the space away.
@@ -221,45 +226,79 @@ impl Partition {
         ahead.filter(|segment| segment.end().size > 0).take(2).map(Arc::clone).collect()
     }
 
-    /// The first visible record with a timestamp of at least `timestamp`, as (offset, timestamp). In a compressed batch
-    /// that only ends late enough, the batch's first record: never too late.
+    /// The first visible record with a timestamp of at least `timestamp`, as (offset, timestamp). Batches are looked into,
+    /// [`MOST_LOOKS`] at most: where so many only say that they have such a record, it is the beginning of the last, never too
+    /// late.
     pub async fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(i64, i64)>> {
         self.check_exists()?;
         let offsets = self.offsets();
         let segments = self.log.read().segments.clone();
-        'segments: for segment in segments {
+        let mut looks = 0;
+        for segment in segments {
             let largest = segment.largest_timestamp(&self.context.indexes).await?;
             if largest.is_none_or(|(largest, _)| largest < timestamp) {
                 continue;
             }
-            let mut from = offsets.log_start;
-            let (placed, bytes) = loop {
-                let found = segment.find_time(timestamp, from, &self.context.indexes).await?;
-                let Some(placed) = found else { continue 'segments };
-                if placed.header.next_offset() > offsets.high_watermark {
+            let (mut from, mut position) = (offsets.log_start, None);
+            while let Some(placed) =
+                segment.find_time(timestamp, from, position, &self.context.indexes).await?
+            {
+                let header = placed.header;
+                if header.next_offset() > offsets.high_watermark {
                     return Ok(None);
                 }
                 match segment.read_batch(&placed).await {
-                    Ok(bytes) => break (placed, bytes),
+                    Ok(bytes) => {
+                        let found =
+                            first_at_or_after(&header, &bytes, timestamp, offsets.log_start, LARGEST_LOOK);
+                        if found.is_some() {
+                            return Ok(found);
+                        }
+                        looks += 1;
+                        if looks == MOST_LOOKS {
+                            return Ok(Some((
+                                header.base_offset.max(offsets.log_start),
+                                header.max_timestamp,
+                            )));
+                        }
+                        (from, position) = (header.next_offset(), Some(placed.end()));
+                    }
                     // Those that are lost have no timestamps.
-                    Err(Error::LostBatch { next, .. }) if next > from => from = next,
+                    Err(Error::LostBatch { next, .. }) if next > from => {
+                        (from, position) = (next, Some(placed.position));
+                    }
                     Err(error) => return Err(error),
                 }
-            };
-            let record = batch::first_at_or_after(&placed.header, &bytes, timestamp);
-            return Ok(record.map(|(offset, at)| (offset.max(offsets.log_start), at)));
+            }
         }
         Ok(None)
     }
 
-    /// The visible record with the largest timestamp, as (offset, timestamp); of a compressed batch, its first record.
+    /// The visible record with the largest timestamp, as (offset, timestamp).
     pub async fn offset_of_max_timestamp(&self) -> Result<Option<(i64, i64)>> {
         self.check_exists()?;
         let segments = self.log.read().segments.clone();
-        let mut largest: Option<i64> = None;
+        let mut claims = Vec::new();
         for segment in segments {
-            let found = segment.largest_timestamp(&self.context.indexes).await?;
-            largest = largest.max(found.map(|(timestamp, _)| timestamp));
+            let claim = segment.largest_timestamp(&self.context.indexes).await?;
+            claims.extend(
+                claim.filter(|(timestamp, _)| *timestamp >= 0).map(|(timestamp, _)| (timestamp, segment)),
+            );
+        }
+        // The largest first; of equal ones the first.
+        claims.sort_by_key(|(timestamp, _)| std::cmp::Reverse(*timestamp));
+        let Some(&(timestamp, _)) = claims.first() else { return Ok(None) };
+        let found = self.offset_for_timestamp(timestamp).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        // Claimed for a batch without records: the headers are asked.
+        let mut largest: Option<i64> = None;
+        for (claim, segment) in claims {
+            if largest.is_some_and(|largest| largest >= claim) {
+                break;
+            }
+            largest = largest.max(segment.largest_of_records().await?);
         }
         match largest.filter(|&timestamp| timestamp >= 0) {
             Some(timestamp) => self.offset_for_timestamp(timestamp).await,

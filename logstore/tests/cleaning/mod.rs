@@ -2,6 +2,7 @@
 
 use super::common::*;
 use logstore::batch::{BatchFault, Header, Outcome};
+use logstore::compression::Codec;
 use logstore::inspect::{Inspection, Severity, verify};
 use logstore::records::{Records, unpack};
 use logstore::{Error, Partition, ReadLimit, Store, StoreOptions};
@@ -318,5 +319,56 @@ fn what_is_aborted_between_two_passes_takes_the_place_of_nothing() {
             store.close().await.unwrap();
         });
         verified(&place);
+    }
+}
+
+/// A batch that compaction has emptied, for the sake of its producer's sequence, keeps the timestamp of what it held.
+#[test]
+fn lookups_by_time_pass_batches_without_records() {
+    for place in Place::both() {
+        place.run_and_close(async |store: Arc<Store>| {
+            let log = topic(&store, "t", &COMPACTED).await;
+            append(&log, &keyed(&[("k", Some("goes"))]).by(5, 0, 0).at(NOW + 100_000)).await;
+            for at in 0..30 {
+                append(&log, &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(400).as_str()))]).at(NOW + at)).await;
+            }
+            let last = append(&log, &keyed(&[("k", Some("stays"))]).at(NOW + 50_000)).await;
+            append(&log, &keyed(&[("z", Some("v".repeat(3900).as_str()))]).at(NOW)).await;
+            append(&log, &keyed(&[("z", Some("v".repeat(3900).as_str()))]).at(NOW)).await;
+            store.quiet().await;
+            assert_eq!(log.offset_of_max_timestamp().await.unwrap(), Some((0, NOW + 100_000)));
+            assert_eq!(store.compact().await.unwrap(), 1);
+            let first = log.read(0, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
+            let first = Header::parse(&first).unwrap();
+            assert_eq!((first.base_offset, first.count, first.max_timestamp), (0, 0, NOW + 100_000));
+            assert_eq!(log.offset_for_timestamp(NOW + 60_000).await.unwrap(), None);
+            assert_eq!(log.offset_for_timestamp(NOW + 40_000).await.unwrap(), Some((last, NOW + 50_000)));
+            assert_eq!(log.offset_for_timestamp(NOW + 7).await.unwrap(), Some((8, NOW + 7)));
+            assert_eq!(log.offset_of_max_timestamp().await.unwrap(), Some((last, NOW + 50_000)));
+        });
+    }
+}
+
+#[test]
+fn lookups_by_time_find_the_record_in_a_compressed_batch() {
+    for place in Place::both() {
+        place.run_and_close(async |store: Arc<Store>| {
+            let log = topic(&store, "t", &[]).await;
+            for (number, codec) in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd].into_iter().enumerate() {
+                let at = NOW + 100 * number as i64;
+                let sent = batch(&["a", "b", "c", "d"]).at(at).packed(codec);
+                let base = log.append(sent, Durability::Cached).await.unwrap().base_offset;
+                assert_eq!(log.offset_for_timestamp(at + 2).await.unwrap(), Some((base + 2, at + 2)), "{codec:?}");
+                assert_eq!(log.offset_of_max_timestamp().await.unwrap(), Some((base + 3, at + 3)), "{codec:?}");
+            }
+            // Records that were deleted are not found, though their batch is there.
+            log.delete_records_before(3).await.unwrap();
+            assert_eq!(log.offset_for_timestamp(NOW).await.unwrap(), Some((3, NOW + 3)));
+            // Records that cannot be read: where they begin.
+            let mut noise = batch(&["not compressed"]).at(NOW + 1000);
+            noise.attributes = 4;
+            let base = append(&log, &noise).await;
+            assert_eq!(log.offset_for_timestamp(NOW + 1000).await.unwrap(), Some((base, NOW + 1000)));
+        });
     }
 }

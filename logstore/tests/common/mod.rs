@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)] // a test fails by panicking
 
 use bytes::{BufMut, Bytes, BytesMut};
+use logstore::compression::{Codec, compress};
 use logstore::{Home, Partition, ReadLimit, Store, StoreOptions, TopicConfig};
 use raid::device::{Durability, FileDevice, OpenMode};
 use raid::runtime::{BoxFuture, Runtime, TokioRuntime};
@@ -106,6 +107,21 @@ impl Batch {
         bytes.put_i8(2);
         bytes.put_u32(crc32c::crc32c(&body));
         bytes.put_slice(&body);
+        bytes.freeze()
+    }
+}
+
+impl Batch {
+    /// The same with its records compressed.
+    pub fn packed(&self, codec: Codec) -> Bytes {
+        let plain = self.bytes();
+        let mut bytes = BytesMut::from(&plain[..61]);
+        bytes.put_slice(&compress(codec, &plain[61..]).unwrap());
+        let length = bytes.len() as i32 - 12;
+        bytes[8..12].copy_from_slice(&length.to_be_bytes());
+        bytes[22] |= (0..5).find(|number| Codec::of(*number) == Some(codec)).unwrap() as u8;
+        let crc = crc32c::crc32c(&bytes[21..]);
+        bytes[17..21].copy_from_slice(&crc.to_be_bytes());
         bytes.freeze()
     }
 }
