@@ -6,7 +6,8 @@
 //!
 //! **Close**: no new change starts, running ones end, then each partition that was appended to is sealed.
 //!
-//! Topics are made and deleted one at a time, each by one commit of the catalog.
+//! Topics are made and deleted one at a time, each by one commit of the catalog, and to the end even if whoever asked goes
+//! away half-way: what the catalog says is what memory says.
 
 use crate::catalog::records::{FORMAT, PartitionKey, PartitionRecord, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
@@ -170,9 +171,9 @@ pub struct Store {
     pub(crate) scrub: Scrub,
     cluster_id: String,
     defaults: TopicConfig,
-    topics: RwLock<Topics>,
+    topics: Arc<RwLock<Topics>>,
     /// One topic is made, changed or deleted at a time.
-    admin: tokio::sync::Mutex<()>,
+    admin: Arc<tokio::sync::Mutex<()>>,
     producer_ids: tokio::sync::Mutex<ProducerIds>,
     cleaner: Cleaner,
 }
@@ -220,8 +221,8 @@ impl Store {
             scrub: Scrub::new(options.scrub),
             cluster_id,
             defaults: options.topic_defaults.as_defaults(),
-            topics: RwLock::default(),
-            admin: tokio::sync::Mutex::new(()),
+            topics: Arc::default(),
+            admin: Arc::default(),
             producer_ids: tokio::sync::Mutex::new(ProducerIds { next, end: next }),
             cleaner: Cleaner::new(options.cleaner),
         };
@@ -340,7 +341,7 @@ impl Store {
         if partitions == 0 || partitions > MOST_PARTITIONS {
             return Err(Error::InvalidPartitionCount { count: partitions, max: MOST_PARTITIONS });
         }
-        let _one = self.admin.lock().await;
+        let one = Arc::clone(&self.admin).lock_owned().await;
         self.context.check()?;
         self.check_free(name)?;
         let mut id = [0; 16];
@@ -348,63 +349,49 @@ impl Store {
         let id = uuid::Builder::from_random_bytes(id).into_uuid();
         let own = config.overrides().clone();
         let record = TopicRecord { name: name.to_owned(), id, partitions, config: own };
-        self.context.home.prepare_topic(&record).await?;
-        let mut change = Change::new();
-        change.put(Table::Topics, id.as_bytes(), &record);
-        self.context.catalog.submit(change).await?;
-        let (name, config): (Arc<str>, _) = (name.into(), Arc::new(config));
-        let partitions = (0..partitions)
-            .map(|partition| {
-                let key = PartitionKey { topic: id, partition };
-                let partition = PartitionId { key, topic: Arc::clone(&name) };
-                recovery::create(&self.context, partition, Arc::clone(&config))
-            })
-            .collect();
-        let topic = Arc::new(Topic { name, id, config: RwLock::new(config), partitions });
-        self.topics.write().insert(&topic);
-        Ok(topic)
+        let (context, topics) = (Arc::clone(&self.context), Arc::clone(&self.topics));
+        let make = async move {
+            let _one = one;
+            let topic = make_topic(&context, record, config).await?;
+            topics.write().insert(&topic);
+            Ok(topic)
+        };
+        self.context.tasks.finish(make).await
     }
 
     /// Gives a topic another configuration, from now on.
     pub async fn configure_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
-        let _one = self.admin.lock().await;
+        let one = Arc::clone(&self.admin).lock_owned().await;
         self.context.check()?;
         let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
         let mut change = Change::new();
         change.put(Table::Topics, topic.id.as_bytes(), &topic.record(&config));
-        self.context.catalog.submit(change).await?;
-        let config = Arc::new(config);
-        *topic.config.write() = Arc::clone(&config);
-        for partition in &topic.partitions {
-            partition.set_config(Arc::clone(&config));
-        }
-        Ok(())
+        let catalog = Arc::clone(&self.context.catalog);
+        let configure = async move {
+            let _one = one;
+            catalog.submit(change).await?;
+            let config = Arc::new(config);
+            *topic.config.write() = Arc::clone(&config);
+            for partition in &topic.partitions {
+                partition.set_config(Arc::clone(&config));
+            }
+            Ok(())
+        };
+        self.context.tasks.finish(configure).await
     }
 
     /// Deletes a topic: at once for its users; its space is given back after its `file.delete.delay.ms`, and when no
     /// read of it is under way.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
-        let _one = self.admin.lock().await;
+        let one = Arc::clone(&self.admin).lock_owned().await;
         self.context.check()?;
         let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
-        let record = topic.record(&topic.config());
-        let mut change = Change::vital();
-        let mut bytes = Vec::new();
-        for partition in &topic.partitions {
-            bytes.extend(partition.forget(&mut change).await?);
-        }
-        change.delete(Table::Topics, topic.id.as_bytes());
-        self.context.home.forget_topic(&record, &mut change);
-        self.topics.write().remove(&topic);
-        self.context.catalog.submit(change).await?;
-        for segment in &bytes {
-            segment.forgotten();
-        }
-        self.context.home.topic_forgotten(&record).await?;
-        let delay = Duration::from_millis(topic.config().file_delete_delay_ms as u64);
-        drop(topic);
-        self.context.graveyard.bury(delay, bytes, Some(record)).await;
-        Ok(())
+        let (context, topics) = (Arc::clone(&self.context), Arc::clone(&self.topics));
+        let delete = async move {
+            let _one = one;
+            take_out(&context, &topics, topic).await
+        };
+        self.context.tasks.finish(delete).await
     }
 
     /// A topic by name.
@@ -553,6 +540,44 @@ impl Store {
         let taken = topics.by_name.keys().find(|taken| plain(taken) == wanted);
         taken.map_or(Ok(()), |taken| Err(Error::TopicExists { name: taken.to_string() }))
     }
+}
+
+async fn make_topic(context: &Arc<Context>, record: TopicRecord, config: TopicConfig) -> Result<Arc<Topic>> {
+    let TopicRecord { id, partitions, .. } = record;
+    context.home.prepare_topic(&record).await?;
+    let mut change = Change::new();
+    change.put(Table::Topics, id.as_bytes(), &record);
+    context.catalog.submit(change).await?;
+    let (name, config): (Arc<str>, _) = (record.name.into(), Arc::new(config));
+    let partitions = (0..partitions)
+        .map(|partition| {
+            let key = PartitionKey { topic: id, partition };
+            let partition = PartitionId { key, topic: Arc::clone(&name) };
+            recovery::create(context, partition, Arc::clone(&config))
+        })
+        .collect();
+    Ok(Arc::new(Topic { name, id, config: RwLock::new(config), partitions }))
+}
+
+async fn take_out(context: &Context, topics: &RwLock<Topics>, topic: Arc<Topic>) -> Result<()> {
+    let record = topic.record(&topic.config());
+    let mut change = Change::vital();
+    let mut bytes = Vec::new();
+    for partition in &topic.partitions {
+        bytes.extend(partition.forget(&mut change).await?);
+    }
+    change.delete(Table::Topics, topic.id.as_bytes());
+    context.home.forget_topic(&record, &mut change);
+    topics.write().remove(&topic);
+    context.catalog.submit(change).await?;
+    for segment in &bytes {
+        segment.forgotten();
+    }
+    context.home.topic_forgotten(&record).await?;
+    let delay = Duration::from_millis(topic.config().file_delete_delay_ms as u64);
+    drop(topic);
+    context.graveyard.bury(delay, bytes, Some(record)).await;
+    Ok(())
 }
 
 /// Whether Kafka allows the name: 1 to 249 characters of `[a-zA-Z0-9._-]`, not `.` or `..`.

@@ -1,10 +1,11 @@
 //! Background work of a store, counted, so that closing can wait for all of it: whoever opens the same volume next
 //! must not meet a late write of ours.
 
+use crate::error::{Error, Result};
 use raid::runtime::{BoxFuture, Runtime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// Spawns tasks and knows how many live.
 pub(crate) struct Tasks {
@@ -49,6 +50,20 @@ impl Tasks {
             task.await;
             drop(live);
         }));
+    }
+
+    /// Does something to its end, even if whoever asks goes away half-way. It must not wait for a lock that is held by
+    /// whoever closes: such a lock is taken before, and given along.
+    pub(crate) async fn finish<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (done, outcome) = oneshot::channel();
+        self.spawn(Box::pin(async move {
+            // Whoever asked may be gone.
+            drop(done.send(work.await));
+        }));
+        outcome.await.unwrap_or(Err(Error::Interrupted))
     }
 
     /// Waits until no task lives.

@@ -518,3 +518,47 @@ fn the_volume_sees_one_flush_for_many_commits() {
         store.close().await.unwrap();
     });
 }
+
+/// Polls once, and lets go.
+async fn abandoned<T>(work: impl Future<Output = T>) {
+    let mut work = std::pin::pin!(work);
+    let polled =
+        std::future::poll_fn(|context| std::task::Poll::Ready(work.as_mut().poll(context).is_ready()));
+    assert!(!polled.await, "it was done at once");
+}
+
+/// Whoever asks may go away half-way: what the catalog says by then is what memory says.
+#[test]
+fn what_is_asked_of_a_store_is_done_to_its_end() {
+    for place in Place::both() {
+        place.run_and_close(async |store: Arc<Store>| {
+            let log = topic(&store, "t", &[("segment.bytes", "2000"), ("file.delete.delay.ms", "0")]).await;
+            for at in 0..40 {
+                append_stable(&log, &sized(300, at)).await;
+            }
+            store.quiet().await;
+            abandoned(log.delete_records_before(20)).await;
+            store.quiet().await;
+            assert_eq!(log.offsets().log_start, 20);
+            assert_eq!(read_all(&log).await.len(), 20 + usize::from(read_all(&log).await[0].0 < 20));
+            abandoned(store.create_topic("new", 1, config(&[]))).await;
+            store.quiet().await;
+            abandoned(
+                store.configure_topic("t", config(&[("retention.bytes", "0"), ("segment.bytes", "2000")])),
+            )
+            .await;
+            store.quiet().await;
+            assert_eq!(append_stable(&first(&store, "new"), &sized(300, 0)).await, 0);
+            assert_eq!(store.topic("t").unwrap().config().retention_bytes, 0);
+            abandoned(store.delete_topic("new")).await;
+            store.quiet().await;
+            assert!(store.topic("new").is_none());
+            store.enforce_retention().await.unwrap();
+            assert_eq!(append_stable(&log, &sized(300, 40)).await, 40);
+        });
+        place.run_and_close(async |store: Arc<Store>| {
+            assert!(store.topic("new").is_none());
+            assert_eq!(first(&store, "t").offsets().log_end, 41);
+        });
+    }
+}

@@ -89,11 +89,11 @@ impl Partition {
             return Ok(());
         }
         // Only the appender may end the active segment, and its lock comes first.
-        if self.expired().await? == self.log.read().segments.len() {
-            let mut appender = Arc::clone(&self.appender).lock_owned().await;
-            return self.delete_expired(Some(&mut appender)).await;
-        }
-        self.delete_expired(None).await
+        let all = self.expired().await? == self.log.read().segments.len();
+        let mut appender = if all { Some(Arc::clone(&self.appender).lock_owned().await) } else { None };
+        let partition = Arc::clone(self);
+        let delete = async move { partition.delete_expired(appender.as_deref_mut()).await };
+        self.context.tasks.finish(delete).await
     }
 
     /// How many segments from the start on are no longer covered. All of them only if the last has expired too.
@@ -142,6 +142,12 @@ impl Partition {
         self.context.check()?;
         // Only the appender may end the active segment, and its lock comes first.
         let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let partition = Arc::clone(self);
+        let delete = async move { partition.delete_before(before, &mut appender).await };
+        self.context.tasks.finish(delete).await
+    }
+
+    async fn delete_before(self: &Arc<Self>, before: i64, appender: &mut Appender) -> Result<i64> {
         let _only = self.maintenance.lock().await;
         self.context.check()?;
         self.check_exists()?;
@@ -162,7 +168,7 @@ impl Partition {
         let segments = self.log.read().segments.clone();
         let count = segments.iter().take_while(|segment| segment.end().next <= before).count();
         drop(segments);
-        self.drop_segments(count, before, Some(&mut appender)).await?;
+        self.drop_segments(count, before, Some(appender)).await?;
         Ok(self.log.read().start)
     }
 
