@@ -6,6 +6,10 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
+/// Epochs that are remembered at most: the list is written with each change of the partition's record. Of those before,
+/// nothing is known.
+const MOST: usize = 64;
+
 /// Epochs in rising order, each with the offset it starts at.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epochs(Vec<(i32, i64)>);
@@ -21,6 +25,12 @@ impl Epochs {
             self.0.pop();
         }
         self.0.push((epoch, start));
+        self.keep_last(MOST);
+    }
+
+    /// Forgets all but the last so many.
+    pub fn keep_last(&mut self, most: usize) {
+        self.0.drain(..self.0.len().saturating_sub(most));
     }
 
     /// Drops what lies before `log_start`, but for the epoch that `log_start` itself belongs to.
@@ -92,6 +102,11 @@ mod tests {
             [-1, 0, 99, 100, 299, 300].map(|offset| epochs.at(offset)),
             [None, Some(0), Some(0), Some(2), Some(2), Some(5)]
         );
+        let mut many = Epochs::default();
+        (0..1000).for_each(|epoch| many.begin(epoch, i64::from(epoch) * 10));
+        assert_eq!((many.0.len(), many.0[0]), (MOST, (936, 9360)));
+        many.keep_last(1);
+        assert_eq!(many.0, [(999, 9990)]);
         epochs.trim_start(120);
         assert_eq!(epochs.end_offset(1, 400), Some((1, 120)), "what it wrote is gone");
         assert_eq!(epochs.checkpoint(), "0\n2\n2 120\n5 300\n");

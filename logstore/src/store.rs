@@ -44,6 +44,8 @@ use uuid::Uuid;
 const MOST_PARTITIONS: u32 = 100_000;
 /// Partitions opened, or closed, at the same time.
 const CONCURRENCY: usize = 32;
+/// Records of partitions that are put into the catalog at once when a store is opened: so many more pages are held twice.
+const RECORDS_AT_ONCE: usize = 64;
 /// Producer ids taken from the catalog at once, as Kafka's controller does.
 const PRODUCER_BLOCK: i64 = 1000;
 /// Memory for indexes of closed segments, in bytes.
@@ -251,11 +253,22 @@ impl Store {
         if recovered.is_empty() {
             return Ok(());
         }
-        let mut change = Change::vital();
-        for opened in &recovered {
-            opened.partition.put_record(&mut change);
+        // Each partition by itself: a power cut between leaves the others to be recovered once more.
+        for some in recovered.chunks(RECORDS_AT_ONCE) {
+            let put = |some: &[&Opened]| {
+                let mut change = Change::owed();
+                some.iter().for_each(|opened| opened.partition.put_record(&mut change));
+                catalog.submit(change)
+            };
+            match put(some).await {
+                Err(Error::CatalogFull { .. }) => {
+                    // A store that is full to the brim opens all the same: of the epochs the last is enough.
+                    some.iter().for_each(|opened| opened.partition.forget_epochs());
+                    put(some).await?;
+                }
+                outcome => outcome?,
+            }
         }
-        catalog.submit(change).await?;
         for Opened { partition, unsealed, .. } in opened.into_iter().filter(|opened| opened.recovered) {
             partition.note_epochs().await?;
             for (segment, snapshot) in unsealed {
@@ -319,12 +332,16 @@ impl Store {
         self.context.tasks.idle().await;
         self.context.health.check()?;
         let partitions: Vec<_> = self.topics().iter().flat_map(|topic| topic.partitions.clone()).collect();
-        let closed: Vec<Result<()>> = stream::iter(partitions)
-            .map(|partition| async move { partition.close().await })
+        let closed: Vec<Result<bool>> = stream::iter(partitions)
+            .map(|partition| async move { partition.close_if_it_fits().await })
             .buffer_unordered(CONCURRENCY)
             .collect()
             .await;
-        closed.into_iter().collect::<Result<()>>()?;
+        let closed = closed.into_iter().collect::<Result<Vec<bool>>>()?;
+        if closed.contains(&false) {
+            // Of those the next start reads the tail again; it is durable.
+            self.context.home.flush().await?;
+        }
         self.context.graveyard.close();
         self.context.tasks.idle().await;
         self.context.health.check()?;

@@ -45,8 +45,12 @@ const CACHE: usize = 512 * 1024;
 /// The database fills its pages by half at worst, and keeps the pages of the commit before: content may use this part
 /// of the region before growth is refused …
 const FILL: u64 = 4;
-/// … and this part before even changes that are needed to free space are.
+/// … this part before even changes that are needed to free space are …
 const VITAL_FILL: u64 = 3;
+/// … and this one, as (numerator, denominator), for what a store owes itself. What lies between is never taken by anything that
+/// adds records: a recovery or a stop replaces one record of a partition, of 150 bytes at least, by one that is larger by
+/// a few digits, or else the change is made smaller (see [`Change::owed`]).
+const OWED_FILL: (u64, u64) = (2, 5);
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type Row = (Vec<u8>, Vec<u8>);
@@ -71,7 +75,16 @@ impl Table {
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     ops: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
-    vital: bool,
+    rank: Rank,
+}
+
+/// How much of the region a change may use.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    #[default]
+    Ordinary,
+    Vital,
+    Owed,
 }
 
 impl Change {
@@ -80,9 +93,15 @@ impl Change {
         Self::default()
     }
 
-    /// A change that frees space or is needed to stop in order: it may use the reserve.
+    /// A change that frees space: it may use the reserve.
     pub(crate) fn vital() -> Self {
-        Self { vital: true, ..Self::default() }
+        Self { rank: Rank::Vital, ..Self::default() }
+    }
+
+    /// A change without which a store could not be opened, or stopped in order: it may use what is left behind the reserve,
+    /// which nothing else takes. It replaces records, and whoever makes it has a smaller one for the case that it is refused.
+    pub(crate) fn owed() -> Self {
+        Self { rank: Rank::Owed, ..Self::default() }
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], record: &impl Serialize) {
@@ -438,7 +457,11 @@ impl Catalog {
     fn fits(&self, change: &Change, queued: u64) -> Result<()> {
         let Backing::Region { layout, .. } = &self.backing else { return Ok(()) };
         let capacity = layout.lock().catalog.len;
-        let part = capacity / if change.vital { VITAL_FILL } else { FILL };
+        let part = match change.rank {
+            Rank::Ordinary => capacity / FILL,
+            Rank::Vital => capacity / VITAL_FILL,
+            Rank::Owed => capacity / OWED_FILL.1 * OWED_FILL.0,
+        };
         let growth = change.growth();
         let would_be = *self.content.lock() + queued + growth;
         // What is replaced and removed is looked up only where it matters.

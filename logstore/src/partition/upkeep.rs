@@ -230,6 +230,23 @@ impl Partition {
         Ok(())
     }
 
+    /// Ends a log in order, as far as the catalog has room for that: `false` where it has not, and the next start recovers it.
+    pub(crate) async fn close_if_it_fits(self: &Arc<Self>) -> Result<bool> {
+        match self.close().await {
+            Ok(()) => Ok(true),
+            Err(error @ Error::CatalogFull { .. }) => {
+                tracing::warn!("{}-{} is not closed in order: {error}", self.topic(), self.index());
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets all epochs but the last: the partition's record is to be small.
+    pub(crate) fn forget_epochs(&self) {
+        self.record.lock().epochs.keep_last(1);
+    }
+
     /// Ends a log in order: what was appended since the store was opened is sealed, and the record says that nothing
     /// need be checked. No task of the store runs any more.
     pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
@@ -258,7 +275,7 @@ impl Partition {
         }
         let mut record = self.record.lock().clone();
         record.clean = Some(clean);
-        let mut change = Change::vital();
+        let mut change = Change::owed();
         change.put(Table::Partitions, &self.id.key.bytes(), &record);
         self.context.catalog.submit(change).await?;
         *self.record.lock() = record;

@@ -124,3 +124,45 @@ async fn a_last_batch_that_rotted_costs_no_later_segment() {
     assert_eq!(found, others);
     assert_eq!(store.healing().unreadable, 1);
 }
+
+/// Recovery once had no room for the records that it makes a little larger, and the store could not be opened for ever.
+#[tokio::test]
+async fn a_store_whose_catalog_is_full_to_the_brim_opens_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    let store = open(&path).await;
+    let topic = store.create_topic("t", 100, store.topic_defaults()).await.unwrap();
+    let append = async |store: &Store| {
+        for partition in store.topic("t").unwrap().partitions() {
+            partition.append(batch("<v>"), Durability::Cached).await.unwrap();
+        }
+    };
+    append(&store).await;
+    store.quiet().await;
+    let catalog = &store.context.catalog;
+    for size in [900, 10] {
+        for number in 0u32.. {
+            let mut change = Change::vital();
+            change.put_bytes(Table::Blobs, &[size as u8, (number >> 8) as u8, number as u8], vec![7; size]);
+            match catalog.submit(change).await {
+                Ok(()) => {}
+                Err(Error::CatalogFull { .. }) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    drop((topic, store));
+    for life in 0..5 {
+        let store = open(&path).await;
+        for partition in store.topic("t").unwrap().partitions() {
+            assert_eq!(partition.offsets().log_end, 1 + life);
+        }
+        append(&store).await;
+        store.quiet().await;
+    }
+    open(&path).await.close().await.unwrap();
+    let store = open(&path).await;
+    assert!(store.topic("t").unwrap().partitions().iter().all(|partition| partition.offsets().log_end == 6));
+    store.close().await.unwrap();
+}
