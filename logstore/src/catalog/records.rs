@@ -8,6 +8,8 @@
 //! segments    topic id · partition u32 · base offset i64           SegmentRecord (in directories: checksums of the
 //!                                                                      files beside a closed segment)
 //! blobs       segment key · kind u8                                small index and snapshot bytes (volumes only)
+//!             topic id · partition u32                             the producers as they were where the log's first segment
+//!                                                                      begins, if no segment is left that keeps a snapshot
 //! dying       topic id                                             directories still to be removed (directories only)
 //! ```
 //! Numbers in keys are big-endian, so that keys sort as numbers do; offsets are never negative.

@@ -409,10 +409,10 @@ impl Partition {
     async fn prepare(self: &Arc<Self>, appender: &mut Appender) -> Result<()> {
         let _only = self.maintenance.lock().await;
         let segments = self.log.read().segments.clone();
+        let (mut producers, index, aborted) = self.load_state(&segments).await?;
+        producers.expire(self.oldest_producer());
+        appender.producers = producers;
         if let Some(segment) = segments.last().map(Arc::clone) {
-            let (mut producers, index, aborted) = self.load_state(&segments).await?;
-            producers.expire(self.oldest_producer());
-            appender.producers = producers;
             // A sealed segment is not appended to again: its record says where it ends.
             if !segment.sealed {
                 segment.aborted.open(aborted);
@@ -443,7 +443,8 @@ impl Partition {
     /// Producers at the end of a log that was closed in order; index and aborted transactions of its last segment.
     async fn load_state(&self, segments: &[Arc<Segment>]) -> Result<(Producers, Index, Vec<Aborted>)> {
         let Some((segment, before)) = segments.split_last() else {
-            return Ok((Producers::default(), Index::new(0), Vec::new()));
+            let producers = transactions::kept_at_start(&self.context, self.id.key)?;
+            return Ok((producers, Index::new(0), Vec::new()));
         };
         let end = segment.end();
         let stop = self.record.lock().clean;
@@ -454,7 +455,7 @@ impl Partition {
             return Ok((producers, index, aborted));
         }
         let now = self.context.wall_clock();
-        let mut replay = transactions::Replay::after(&self.context, before, now).await?;
+        let mut replay = transactions::Replay::after(&self.context, self.id.key, before, now).await?;
         let mut index = segment.replay(|header, marker| replay.see(header, marker)).await?;
         index.resume(end.size);
         if let Some(stop) = stop {

@@ -445,7 +445,7 @@ async fn recover(
         let size = pair[0].sealed.unwrap_or_default();
         segments.push(closed(&id, &record, &pair[0], End { size, next: pair[1].base }, now));
     }
-    let mut replay = Replay::after(context, &segments, now).await.unwrap_or_else(|error| {
+    let mut replay = Replay::after(context, id.key, &segments, now).await.unwrap_or_else(|error| {
         // Known producers are a convenience; records are not to be withheld for want of them.
         tracing::warn!("producers of {}-{} are known in part: {error}", id.topic, id.key.partition);
         Replay::new(Producers::default(), now)

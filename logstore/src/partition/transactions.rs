@@ -8,7 +8,7 @@
 use super::append::Job;
 use super::{Appended, Partition, ReadLimit, Slice};
 use crate::batch::{Header, Marker, Outcome};
-use crate::catalog::records::{Clean, Kind};
+use crate::catalog::records::{Clean, Kind, PartitionKey, Table};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::producers::{ProducerState, Producers, SnapshotFault};
@@ -115,8 +115,8 @@ impl Partition {
             return Ok(appender.producers.states());
         }
         let segments = self.log.read().segments.clone();
-        let mut producers =
-            Replay::after(&self.context, &segments, self.context.wall_clock()).await?.producers;
+        let now = self.context.wall_clock();
+        let mut producers = Replay::after(&self.context, self.id.key, &segments, now).await?.producers;
         producers.expire(self.oldest_producer());
         Ok(producers.states())
     }
@@ -146,7 +146,8 @@ impl Partition {
             Some(Err(fault)) => self.rebuilds(segment, &fault),
             None => self.rebuilds(segment, &"it is missing"),
         }
-        let mut replay = Replay::after(&self.context, before, self.context.wall_clock()).await?;
+        let now = self.context.wall_clock();
+        let mut replay = Replay::after(&self.context, self.id.key, before, now).await?;
         segment.replay(|header, marker| replay.see(header, marker)).await?;
         Ok(replay.aborted)
     }
@@ -174,7 +175,12 @@ impl Replay {
 
     /// A walk that begins behind whole segments, which start at the log's start: at their end the producers are those
     /// of the newest snapshot, and of the batches after it. A segment with a damaged batch gives what it can.
-    pub(super) async fn after(context: &Context, segments: &[Arc<Segment>], now: i64) -> Result<Self> {
+    pub(super) async fn after(
+        context: &Context,
+        key: PartitionKey,
+        segments: &[Arc<Segment>],
+        now: i64,
+    ) -> Result<Self> {
         let mut replay = Self::new(Producers::default(), now);
         let mut known = segments.len();
         while known > 0 {
@@ -183,6 +189,9 @@ impl Replay {
                 break;
             }
             known -= 1;
+        }
+        if known == 0 {
+            replay.producers = kept_at_start(context, key)?;
         }
         for segment in &segments[known..] {
             match segment.replay(|header, marker| replay.see(header, marker)).await {
@@ -202,6 +211,18 @@ impl Replay {
         let ended = self.producers.note(header, marker, self.now);
         self.aborted.extend(ended.and_then(Aborted::from_ended));
     }
+}
+
+/// The producers as they were where the log's first segment begins, as far as they were kept when those before it were deleted.
+pub(super) fn kept_at_start(context: &Context, key: PartitionKey) -> Result<Producers> {
+    let Some(bytes) = context.catalog.bytes(Table::Blobs, &key.bytes())? else {
+        return Ok(Producers::default());
+    };
+    // The catalog has checksums of its own.
+    Ok(Producers::read_snapshot(&bytes, i64::MAX).unwrap_or_else(|fault| {
+        tracing::warn!("a snapshot of producers that was kept is not used: {fault}");
+        Producers::default()
+    }))
 }
 
 /// The producers kept at the end of the last of these segments; `None` without a snapshot that can be trusted. A

@@ -89,7 +89,11 @@ impl Partition {
             return Ok(());
         }
         // Only the appender may end the active segment, and its lock comes first.
-        let all = self.expired().await? == self.log.read().segments.len();
+        let count = self.expired().await?;
+        if count == 0 {
+            return Ok(());
+        }
+        let all = count == self.log.read().segments.len();
         let mut appender = if all { Some(Arc::clone(&self.appender).lock_owned().await) } else { None };
         let partition = Arc::clone(self);
         let delete = async move { partition.delete_expired(appender.as_deref_mut()).await };
@@ -184,9 +188,10 @@ impl Partition {
         // An empty one at the end stays: the next one would have its base offset, and in a directory its name.
         let empty = segments.last().filter(|last| last.end().next == last.base);
         let mut count = count.min(segments.len() - usize::from(empty.is_some()));
+        let mut all_of = None;
         match appender {
             // It is deleted, so it need not be sealed.
-            Some(appender) if count == segments.len() => appender.active = None,
+            Some(appender) if count == segments.len() => all_of = Some(appender),
             _ => count = count.min(segments.len().saturating_sub(1)),
         }
         let last = count.checked_sub(1).and_then(|at| segments.get(at));
@@ -195,9 +200,9 @@ impl Partition {
             return Ok(());
         }
         let gone = &segments[..count];
-        let mut change = Change::vital();
-        for segment in gone {
-            segment.bytes.forget(&mut change).await?;
+        let mut producers = self.producers_to_keep(&segments, count, all_of.as_deref_mut()).await?;
+        if let Some(appender) = all_of {
+            appender.active = None;
         }
         let mut record = self.record.lock().clone();
         record.log_start = record.log_start.max(log_start);
@@ -208,8 +213,24 @@ impl Partition {
         {
             (clean.size, clean.since) = (0, None);
         }
-        change.put(Table::Partitions, &self.id.key.bytes(), &record);
-        self.context.catalog.submit(change).await?;
+        loop {
+            let mut change = Change::vital();
+            for segment in gone {
+                segment.bytes.forget(&mut change).await?;
+            }
+            let is_kept = producers.is_some();
+            match producers.take() {
+                Some(snapshot) => change.put_bytes(Table::Blobs, &self.id.key.bytes(), snapshot.to_vec()),
+                None if count > 0 => change.delete(Table::Blobs, &self.id.key.bytes()),
+                None => {}
+            }
+            change.put(Table::Partitions, &self.id.key.bytes(), &record);
+            match self.context.catalog.submit(change).await {
+                // No deletion is refused for want of room.
+                Err(Error::CatalogFull { .. }) if is_kept => {}
+                outcome => break outcome?,
+            }
+        }
         {
             let mut log = self.log.write();
             log.start = record.log_start;
@@ -228,6 +249,41 @@ impl Partition {
         drop(segments);
         self.context.graveyard.bury(delay, bytes, None).await;
         Ok(())
+    }
+
+    /// A snapshot of the producers behind the first `count` segments, where these are about to go and none is left that keeps
+    /// one: without it a restart would forget what was sent, and append it again. Kafka keeps that of the last segment.
+    async fn producers_to_keep(
+        &self,
+        segments: &[Arc<Segment>],
+        count: usize,
+        all_of: Option<&mut Appender>,
+    ) -> Result<Option<Bytes>> {
+        /// Larger ones are not kept: the catalog is held in memory.
+        const LARGEST: usize = 64 << 10;
+        let Some(last) = count.checked_sub(1).and_then(|at| segments.get(at)) else { return Ok(None) };
+        let snapshot = match all_of {
+            Some(appender) if appender.ready => {
+                appender.producers.expire(self.oldest_producer());
+                Some(appender.producers.snapshot())
+            }
+            // The next one has its own, unless it is not sealed yet.
+            _ if count + 1 < segments.len() && !self.is_unsealed(&segments[count]) => None,
+            _ => {
+                let is_last = |(rolled, _): &&(Arc<Segment>, Bytes)| Arc::ptr_eq(rolled, last);
+                let rolled = self.sealing.lock().iter().find(is_last).map(|(_, snapshot)| snapshot.clone());
+                match rolled {
+                    Some(snapshot) => Some(snapshot),
+                    None => last.bytes.sidecar(Kind::Snapshot, last.end().next).await?,
+                }
+            }
+        };
+        Ok(snapshot.filter(|bytes| bytes.len() <= LARGEST))
+    }
+
+    /// Whether a segment was rolled and waits to be sealed.
+    fn is_unsealed(&self, segment: &Arc<Segment>) -> bool {
+        self.sealing.lock().iter().any(|(rolled, _)| Arc::ptr_eq(rolled, segment))
     }
 
     /// Ends a log in order, as far as the catalog has room for that: `false` where it has not, and the next start recovers it.
@@ -299,6 +355,7 @@ impl Partition {
             bytes.push(Arc::clone(behind));
         }
         change.delete(Table::Partitions, &self.id.key.bytes());
+        change.delete(Table::Blobs, &self.id.key.bytes());
         Ok(bytes)
     }
 

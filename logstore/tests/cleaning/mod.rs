@@ -372,3 +372,55 @@ fn lookups_by_time_find_the_record_in_a_compressed_batch() {
         });
     }
 }
+
+/// What a producer sends once more is known for what it is, though all that it sent before was deleted and the store was
+/// opened anew: no snapshot of a segment is left then.
+#[test]
+fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
+    let own = [("segment.bytes", "2000"), ("file.delete.delay.ms", "0")];
+    for place in Place::both() {
+        for (name, left, in_order) in [("a", 0, true), ("b", 0, false), ("c", 1, false), ("d", 1, true)] {
+            let life = async |store: Arc<Store>| {
+                let log = topic(&store, name, &own).await;
+                for at in 0..20 {
+                    append_stable(&log, &sized(300, 1).by(9, 2, at)).await;
+                }
+                store.quiet().await;
+                // All, or all but what is still appended to, in which the producer has nothing.
+                for _ in 0..left {
+                    append_stable(&log, &sized(1900, 1)).await;
+                }
+                store.quiet().await;
+                assert_eq!(log.delete_records_before(20).await.unwrap(), 20);
+                assert_eq!(log.size() > 0, left > 0);
+            };
+            if in_order { place.run_and_close(life) } else { place.run(life) }
+            place.run(async |store: Arc<Store>| {
+                let log = first(&store, name);
+                let again = log.append(sized(300, 1).by(9, 2, 19).bytes(), Durability::Cached).await.unwrap();
+                assert_eq!(again.base_offset, 19, "{name}: it is a repetition");
+                let old = log.append(sized(300, 1).by(9, 1, 0).bytes(), Durability::Cached).await;
+                assert!(matches!(old, Err(Error::FencedProducer { .. })), "{name}: {old:?}");
+                assert_eq!(append(&log, &sized(300, 1).by(9, 2, 20)).await, 20 + left, "{name}");
+            });
+            place.run(async |store: Arc<Store>| {
+                let log = first(&store, name);
+                // By then a batch of it is in the log again, and what was kept is older.
+                let again = log.append(sized(300, 1).by(9, 2, 20).bytes(), Durability::Cached).await.unwrap();
+                assert_eq!(again.base_offset, 20 + left, "{name}");
+                let config = config(&own).with([("retention.bytes", "0")]).unwrap();
+                store.configure_topic(name, config).await.unwrap();
+                for at in 21..40 {
+                    append_stable(&log, &sized(300, 1).by(9, 2, at)).await;
+                }
+                store.quiet().await;
+                store.enforce_retention().await.unwrap();
+                assert!(log.offsets().log_start > 30, "{:?}", log.offsets());
+            });
+            place.run(async |store: Arc<Store>| {
+                let log = first(&store, name);
+                assert_eq!(append(&log, &sized(300, 1).by(9, 2, 40)).await, 40 + left, "{name}");
+            });
+        }
+    }
+}
