@@ -119,8 +119,8 @@ pub enum BatchFault {
     /// A record without a key, where the last of each key is kept.
     #[error("it has a record without a key, and its topic is compacted")]
     Keyless,
-    /// Records that cannot be read, where they must be.
-    #[error("its records cannot be read, and its topic is compacted")]
+    /// Records that cannot be read, or decompress to too much, where they must be read.
+    #[error("its records cannot be read, or decompress to too many bytes, and its topic is compacted")]
     Records,
     /// A produce request with no batch in it.
     #[error("it is empty")]

@@ -25,6 +25,10 @@ const XERIAL_HEADER: usize = 16;
 /// Bytes of a block that Java's snappy stream compresses by itself.
 const XERIAL_BLOCK: usize = 32 * 1024;
 
+/// Largest window of a zstd stream, as a power of two: 8 MiB is what the format asks every decoder to bear, and more than any
+/// level below "ultra" takes.
+const LARGEST_WINDOW: u32 = 23;
+
 /// How the records of a batch are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
@@ -92,6 +96,24 @@ pub enum CodecFault {
         /// What the encoder said.
         reason: String,
     },
+}
+
+/// The records of a batch as they were before they were compressed, as a stream: whoever does not need all of them at once
+/// has no more in memory than the codec's own window; raw snappy, which has none, is held whole, `limit` bytes at most. The
+/// stream itself has no limit.
+pub fn stream(codec: Codec, bytes: &[u8], limit: usize) -> Result<Box<dyn Read + Send + '_>, CodecFault> {
+    Ok(match codec {
+        Codec::None => Box::new(bytes),
+        Codec::Gzip => Box::new(flate2::read::MultiGzDecoder::new(bytes)),
+        Codec::Snappy => Box::new(io::Cursor::new(unsnap(bytes, limit)?)),
+        Codec::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(bytes)),
+        Codec::Zstd => {
+            let mut decoder =
+                zstd::stream::read::Decoder::with_buffer(bytes).map_err(|error| damaged(codec, &error))?;
+            decoder.window_log_max(LARGEST_WINDOW).map_err(|error| damaged(codec, &error))?;
+            Box::new(decoder)
+        }
+    })
 }
 
 /// The records of a batch as they were before they were compressed: at most `limit` bytes.

@@ -491,7 +491,7 @@ pub(crate) async fn mend(ground: &Ground<'_>, header: &Header, position: u64, go
 }
 
 /// Lets other tasks run once.
-async fn step_aside() {
+pub(crate) async fn step_aside() {
     let mut asked = false;
     std::future::poll_fn(|context| {
         if std::mem::replace(&mut asked, true) {

@@ -12,7 +12,8 @@
 //! Invariant: nothing is believed. A record that does not add up ends the iteration with one [`RecordFault`].
 
 use crate::batch::{HEADER, Header, varint};
-use crate::compression::{Codec, CodecFault, decompress};
+use crate::compression::{Codec, CodecFault, decompress, stream};
+use std::io::Read;
 
 /// What is wrong with the records of a batch whose checksum is right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -189,6 +190,139 @@ pub fn first_at_or_after(
     None
 }
 
+/// Bytes of a stream of records that are read at once.
+const STRIDE: usize = 64 << 10;
+
+/// Goes through the records of a batch as they come out of their codec, without a place for any of them.
+pub struct KeyCheck<'a> {
+    stream: Box<dyn Read + Send + 'a>,
+    held: Vec<u8>,
+    /// Next byte of `held`.
+    at: usize,
+    /// Bytes that may still come.
+    left: usize,
+    records: i32,
+    last_offset_delta: i32,
+}
+
+/// Takes bytes off what is left of a record.
+fn spend(left: &mut usize, bytes: usize) -> Result<(), &'static str> {
+    *left = left.checked_sub(bytes).ok_or("it is longer than its length")?;
+    Ok(())
+}
+
+impl<'a> KeyCheck<'a> {
+    /// The records of the whole batch of this header, which may decompress to `limit` bytes at most.
+    pub fn new(header: &Header, batch: &'a [u8], limit: usize) -> Result<Self, RecordFault> {
+        let codec = Codec::of(header.attributes).ok_or(RecordFault::Codec(header.attributes & 7))?;
+        let stream = stream(codec, batch.get(HEADER..).unwrap_or_default(), limit)?;
+        Ok(Self {
+            stream,
+            held: Vec::new(),
+            at: 0,
+            left: limit,
+            records: header.count,
+            last_offset_delta: header.last_offset_delta,
+        })
+    }
+
+    /// Looks at about [`STRIDE`] bytes more. `Some(true)`: each record has a key; `Some(false)`: one has none; `None`: there
+    /// are more.
+    pub fn step(&mut self) -> Result<Option<bool>, &'static str> {
+        let until = self.left.saturating_sub(STRIDE);
+        while self.records > 0 {
+            if self.left < until {
+                return Ok(None);
+            }
+            self.records -= 1;
+            if !self.record()? {
+                return Ok(Some(false));
+            }
+        }
+        let ends = self.at == self.held.len() && !self.refill()?;
+        if ends { Ok(Some(true)) } else { Err("bytes follow the last record") }
+    }
+
+    /// Passes a record; whether it has a key.
+    fn record(&mut self) -> Result<bool, &'static str> {
+        let mut left = usize::try_from(self.varint()?.0).map_err(|_| "its length is no length")?;
+        spend(&mut left, 1)?;
+        self.skip(1)?;
+        spend(&mut left, self.varint()?.1)?;
+        let (delta, read) = self.varint()?;
+        spend(&mut left, read)?;
+        if delta < 0 || delta > i64::from(self.last_offset_delta) {
+            return Err("its offset lies outside its batch");
+        }
+        let has_key = self.chunk(&mut left)?;
+        self.chunk(&mut left)?;
+        let (count, read) = self.varint()?;
+        spend(&mut left, read)?;
+        let count =
+            i32::try_from(count).ok().filter(|&count| count >= 0).ok_or("its header count is no count")?;
+        for _ in 0..count {
+            if !self.chunk(&mut left)? {
+                return Err("a header has no key");
+            }
+            self.chunk(&mut left)?;
+        }
+        if left > 0 { Err("bytes follow its headers") } else { Ok(has_key) }
+    }
+
+    /// Passes a length and so many bytes; whether it is one.
+    fn chunk(&mut self, left: &mut usize) -> Result<bool, &'static str> {
+        let (length, read) = self.varint()?;
+        spend(left, read)?;
+        if length == -1 {
+            return Ok(false);
+        }
+        let length = usize::try_from(length).map_err(|_| "a length is no length")?;
+        spend(left, length)?;
+        self.skip(length)?;
+        Ok(true)
+    }
+
+    /// A zigzag varint, and how many bytes it took.
+    fn varint(&mut self) -> Result<(i64, usize), &'static str> {
+        let mut value = 0u64;
+        for at in 0..10 {
+            if self.at == self.held.len() && !self.refill()? {
+                return Err("it ends within a record");
+            }
+            let byte = self.held[self.at];
+            self.at += 1;
+            value |= u64::from(byte & 0x7f) << (7 * at);
+            if byte & 0x80 == 0 {
+                return Ok(((value >> 1) as i64 ^ -((value & 1) as i64), at + 1));
+            }
+        }
+        Err("a number has no end")
+    }
+
+    fn skip(&mut self, mut bytes: usize) -> Result<(), &'static str> {
+        loop {
+            let here = bytes.min(self.held.len() - self.at);
+            (self.at, bytes) = (self.at + here, bytes - here);
+            if bytes == 0 {
+                return Ok(());
+            }
+            if !self.refill()? {
+                return Err("it ends within a record");
+            }
+        }
+    }
+
+    /// Reads on; `false` at the end.
+    fn refill(&mut self) -> Result<bool, &'static str> {
+        self.held.resize(STRIDE, 0);
+        let read = self.stream.read(&mut self.held).map_err(|_| "they cannot be decompressed")?;
+        self.held.truncate(read);
+        self.at = 0;
+        self.left = self.left.checked_sub(read).ok_or("they decompress to too much")?;
+        Ok(read > 0)
+    }
+}
+
 /// It does not fit into what is left.
 struct Cut;
 
@@ -261,7 +395,64 @@ mod tests {
         assert!(matches!(outside, Err(RecordFault::Record { index: 0, .. })));
     }
 
+    fn checked(header: &Header, records: &[u8], limit: usize) -> Result<bool, &'static str> {
+        let batch = header.with_records(records);
+        let mut check = KeyCheck::new(header, &batch, limit).map_err(|_| "codec")?;
+        loop {
+            if let Some(outcome) = check.step()? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_of_records_is_checked_within_its_limit() {
+        let mut value = vec![0, zigzag(0), zigzag(0), zigzag(1), b'k'];
+        // A value of 200 000 zeroes: its length as a zigzag varint.
+        value.extend([0x80, 0xb5, 0x18]);
+        value.resize(value.len() + 200_000, 0);
+        value.push(0);
+        let mut one = vec![];
+        let mut length = (value.len() as u64) << 1;
+        while length >= 0x80 {
+            one.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        one.push(length as u8);
+        one.extend(&value);
+        let all = one.repeat(20);
+        for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
+            let number = (0..5).find(|number| Codec::of(*number) == Some(codec)).unwrap();
+            let packed = crate::compression::compress(codec, &all).unwrap();
+            let header = Header { attributes: number, ..header(20) };
+            assert_eq!(checked(&header, &packed, all.len()), Ok(true), "{codec:?}");
+            assert!(checked(&header, &packed, all.len() - 1).is_err(), "{codec:?}");
+            assert!(checked(&Header { count: 19, ..header }, &packed, all.len()).is_err(), "{codec:?}");
+            assert!(checked(&Header { count: 21, ..header }, &packed, all.len()).is_err(), "{codec:?}");
+        }
+    }
+
     proptest! {
+        /// The stream is judged as the whole is.
+        #[test]
+        fn both_ways_to_read_records_say_the_same(
+            kept in prop::collection::vec(any::<u8>(), 0..40),
+            at in any::<prop::sample::Index>(),
+            count in 1i32..4,
+        ) {
+            let mut bytes = sample().repeat(count as usize);
+            let at = at.index(bytes.len());
+            bytes.splice(at..(at + kept.len() / 8).min(bytes.len()), kept.iter().copied().take(kept.len() / 8));
+            let header = header(count);
+            let whole: Result<Vec<_>, _> = Records::new(&header, &bytes).collect();
+            let has_keys = whole.map(|records| records.iter().all(|record| record.key.is_some()));
+            match (has_keys, checked(&header, &bytes, 10_000)) {
+                (Ok(whole), Ok(stream)) => prop_assert_eq!(whole, stream),
+                (Err(_), Err(_) | Ok(false)) => {}
+                (whole, stream) => prop_assert!(false, "{:?} {:?}", whole, stream),
+            }
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), count in -1i32..100) {
             let mut outcomes: Vec<_> = Records::new(&header(count), &bytes).collect();

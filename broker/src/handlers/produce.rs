@@ -18,6 +18,7 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse, ProducerId,
 };
+use logstore::batch::Header;
 use logstore::{Appended, Topic};
 use raid::device::Durability;
 use std::sync::Arc;
@@ -108,6 +109,14 @@ async fn append(
     let Some(records) = records.filter(|r| !r.is_empty()) else {
         return Outcome::refused(index, ResponseError::InvalidRecord, "a produce holds at least one batch");
     };
+    // As Kafka has it for batches of this format: what is looked into for one request is bounded by one batch.
+    if Header::parse(&records).is_ok_and(|header| (header.size as usize) < records.len()) {
+        return Outcome::refused(
+            index,
+            ResponseError::InvalidRecord,
+            "a produce holds one batch for each partition, no more",
+        );
+    }
     let size = records.len() as u64;
     let appended = partition.append(records, durability).await;
     if appended.is_ok() {

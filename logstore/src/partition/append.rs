@@ -21,9 +21,10 @@ use crate::catalog::records::Table;
 use crate::compaction::INFLATED;
 use crate::config::{TimestampType, TopicConfig};
 use crate::error::{Error, Result};
+use crate::heal::step_aside;
 use crate::index::Index;
 use crate::producers::{Ended, Producers, Refusal, Verdict};
-use crate::records::{Records, unpack};
+use crate::records::KeyCheck;
 use crate::segment::{End, Segment, Walk};
 use crate::transactions::Aborted;
 use bytes::{Bytes, BytesMut};
@@ -31,6 +32,10 @@ use raid::device::Durability;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::{OwnedMutexGuard, oneshot};
+
+/// What records may decompress to where they are looked into, in multiples of `max.message.bytes`: several times what text
+/// in columns compresses to.
+const INFLATION: usize = 32;
 
 /// The segment being appended to.
 #[derive(Debug)]
@@ -81,7 +86,7 @@ impl Partition {
     ) -> Result<Appended> {
         self.context.check()?;
         self.check_exists()?;
-        let headers = self.check_batches(&batches, origin)?;
+        let headers = self.check_batches(&batches, origin).await?;
         self.run(Job::Batches { headers, bytes: batches, origin }, durability).await
     }
 
@@ -105,7 +110,7 @@ impl Partition {
         Error::BatchTooLarge { topic: Arc::clone(&self.id.topic), partition: self.id.number(), size, max }
     }
 
-    fn check_batches(&self, bytes: &[u8], origin: Origin) -> Result<Vec<Header>> {
+    async fn check_batches(&self, bytes: &[u8], origin: Origin) -> Result<Vec<Header>> {
         let config = self.config();
         let now = self.context.wall_clock();
         let mut headers = Vec::with_capacity(1);
@@ -124,7 +129,7 @@ impl Partition {
             let checks = batch::check(&header, whole).and_then(|()| batch::check_produced(&header, origin));
             checks.map_err(|fault| self.invalid(fault))?;
             if config.cleanup_policy.compact {
-                check_keys(&header, whole).map_err(|fault| self.invalid(fault))?;
+                check_keys(&header, whole, max).await.map_err(|fault| self.invalid(fault))?;
             }
             self.check_time(&header, &config, now)?;
             headers.push(header);
@@ -485,15 +490,19 @@ impl Partition {
     }
 }
 
-/// Whether each record has a key, without which compaction could not keep it.
-fn check_keys(header: &Header, batch: &[u8]) -> std::result::Result<(), BatchFault> {
-    let unpacked = unpack(header, batch, INFLATED).map_err(|_| BatchFault::Records)?;
-    for record in Records::new(header, &unpacked) {
-        if record.map_err(|_| BatchFault::Records)?.key.is_none() {
-            return Err(BatchFault::Keyless);
+/// Whether each record has a key, without which compaction could not keep it. Costs a pass over the records as they come out
+/// of their codec, [`INFLATION`] times the largest batch at most, with no memory but the codec's own, and other tasks run in
+/// between.
+async fn check_keys(header: &Header, batch: &[u8], max: u64) -> std::result::Result<(), BatchFault> {
+    let limit = (max as usize).saturating_mul(INFLATION).min(INFLATED);
+    let mut check = KeyCheck::new(header, batch, limit).map_err(|_| BatchFault::Records)?;
+    loop {
+        match check.step().map_err(|_| BatchFault::Records)? {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(BatchFault::Keyless),
+            None => step_aside().await,
         }
     }
-    Ok(())
 }
 
 fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> bool {

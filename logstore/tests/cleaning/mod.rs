@@ -284,14 +284,16 @@ fn what_is_aborted_between_two_passes_takes_the_place_of_nothing() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
         runtime.block_on(async {
             let (stopped, go) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
-            let stops = Stops { inner: TokioRuntime::current(), stopped: Arc::clone(&stopped), go: Arc::clone(&go) };
+            let stops =
+                Stops { inner: TokioRuntime::current(), stopped: Arc::clone(&stopped), go: Arc::clone(&go) };
             let mut options = StoreOptions { topic_defaults: defaults(), ..StoreOptions::default() };
             options.cleaner.bytes_per_second = 1e9;
             let store = Store::open(place.home(), options, Arc::new(stops)).await.unwrap();
             let log = topic(&store, "t", &COMPACTED).await;
             let fill = async |count: usize| {
                 for at in 0..count {
-                    append(&log, &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(1000).as_str()))])).await;
+                    append(&log, &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(1000).as_str()))]))
+                        .await;
                 }
             };
             append(&log, &keyed(&[("k", Some("stays"))])).await;
@@ -312,7 +314,8 @@ fn what_is_aborted_between_two_passes_takes_the_place_of_nothing() {
             assert_eq!(compacting.await.unwrap().unwrap(), 1);
             let first = log.read(0, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
             assert_eq!(Header::parse(&first).unwrap().base_offset, 0, "the last of its key that counts");
-            let behind = log.read(gone, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
+            let behind =
+                log.read(gone, 1, ReadLimit::HighWatermark, true).await.unwrap().copy().await.unwrap();
             let behind = Header::parse(&behind).unwrap();
             let is_gone = behind.base_offset > gone || behind.count == 0;
             assert!(is_gone, "the second pass has been there: {behind:?}");
@@ -330,7 +333,11 @@ fn lookups_by_time_pass_batches_without_records() {
             let log = topic(&store, "t", &COMPACTED).await;
             append(&log, &keyed(&[("k", Some("goes"))]).by(5, 0, 0).at(NOW + 100_000)).await;
             for at in 0..30 {
-                append(&log, &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(400).as_str()))]).at(NOW + at)).await;
+                append(
+                    &log,
+                    &keyed(&[(format!("f{at}").as_str(), Some("v".repeat(400).as_str()))]).at(NOW + at),
+                )
+                .await;
             }
             let last = append(&log, &keyed(&[("k", Some("stays"))]).at(NOW + 50_000)).await;
             append(&log, &keyed(&[("z", Some("v".repeat(3900).as_str()))]).at(NOW)).await;
@@ -354,12 +361,22 @@ fn lookups_by_time_find_the_record_in_a_compressed_batch() {
     for place in Place::both() {
         place.run_and_close(async |store: Arc<Store>| {
             let log = topic(&store, "t", &[]).await;
-            for (number, codec) in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd].into_iter().enumerate() {
+            for (number, codec) in
+                [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd].into_iter().enumerate()
+            {
                 let at = NOW + 100 * number as i64;
                 let sent = batch(&["a", "b", "c", "d"]).at(at).packed(codec);
                 let base = log.append(sent, Durability::Cached).await.unwrap().base_offset;
-                assert_eq!(log.offset_for_timestamp(at + 2).await.unwrap(), Some((base + 2, at + 2)), "{codec:?}");
-                assert_eq!(log.offset_of_max_timestamp().await.unwrap(), Some((base + 3, at + 3)), "{codec:?}");
+                assert_eq!(
+                    log.offset_for_timestamp(at + 2).await.unwrap(),
+                    Some((base + 2, at + 2)),
+                    "{codec:?}"
+                );
+                assert_eq!(
+                    log.offset_of_max_timestamp().await.unwrap(),
+                    Some((base + 3, at + 3)),
+                    "{codec:?}"
+                );
             }
             // Records that were deleted are not found, though their batch is there.
             log.delete_records_before(3).await.unwrap();
@@ -394,7 +411,11 @@ fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
                 assert_eq!(log.delete_records_before(20).await.unwrap(), 20);
                 assert_eq!(log.size() > 0, left > 0);
             };
-            if in_order { place.run_and_close(life) } else { place.run(life) }
+            if in_order {
+                place.run_and_close(life)
+            } else {
+                place.run(life)
+            }
             place.run(async |store: Arc<Store>| {
                 let log = first(&store, name);
                 let again = log.append(sized(300, 1).by(9, 2, 19).bytes(), Durability::Cached).await.unwrap();
@@ -422,5 +443,29 @@ fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
                 assert_eq!(append(&log, &sized(300, 1).by(9, 2, 40)).await, 40 + left, "{name}");
             });
         }
+    }
+}
+
+#[test]
+fn on_a_compacted_topic_a_bomb_is_refused() {
+    for place in Place::both() {
+        place.run_and_close(async |store: Arc<Store>| {
+            let log =
+                topic(&store, "t", &[("cleanup.policy", "compact"), ("max.message.bytes", "100000")]).await;
+            for codec in [Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
+                let sent = |bytes: usize| keyed(&[("k", Some("0".repeat(bytes).as_str()))]).packed(codec);
+                let most = if codec == Codec::Snappy { 1_000_000 } else { 3_000_000 };
+                assert!(log.append(sent(most), Durability::Cached).await.is_ok(), "{codec:?}");
+                let bomb = log.append(sent(3_300_000), Durability::Cached).await;
+                assert!(
+                    matches!(
+                        bomb,
+                        Err(Error::InvalidBatch { fault: BatchFault::Records, .. }
+                            | Error::BatchTooLarge { .. })
+                    ),
+                    "{codec:?}: {bomb:?}"
+                );
+            }
+        });
     }
 }
