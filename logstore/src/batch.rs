@@ -27,7 +27,8 @@ pub const MAX_BATCH: u64 = i32::MAX as u64 + FRAME as u64;
 
 const MAGIC_AT: usize = 16;
 const CRC_AT: usize = 17;
-const CRC_FROM: usize = 21;
+/// Where the part begins that the checksum covers.
+pub(crate) const CRC_FROM: usize = 21;
 const MAX_TIMESTAMP_AT: usize = 35;
 
 /// Compression codec, low three bits of the attributes.

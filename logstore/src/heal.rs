@@ -43,6 +43,8 @@ const MOST_LOST: usize = 64;
 const WINDOW: u64 = 1 << 20;
 /// Bytes that are checked before other tasks get their turn.
 const STEP: u64 = 256 << 10;
+/// A batch that says it is larger is checked before there is memory for it.
+const LARGE: u32 = 1 << 20;
 /// Unit in which copies are put together.
 const SECTOR: u64 = 512;
 /// Ways to put copies together that are tried. With a 32-bit checksum, one in 16 million would be right by chance.
@@ -267,12 +269,36 @@ impl Ground<'_> {
         if let Err(fault) = self.fits(&header, position, expected) {
             return Ok(Err(fault));
         }
+        if header.size > LARGE
+            && let Err(fault) = self.adds_up(position, &header, way).await?
+        {
+            return Ok(Err(fault));
+        }
         let bytes = match self.read(position, u64::from(header.size), way).await? {
             Ok(bytes) => bytes,
             Err(fault) => return Ok(Err(fault)),
         };
         Ok(Header::parse(&bytes)
             .and_then(|header| batch::check(&header, &bytes).map(|()| Sound { header, bytes })))
+    }
+
+    /// Checks the batch of a header in steps: one that is not sound may say any length, and takes no memory for it.
+    async fn adds_up(
+        &self,
+        position: u64,
+        header: &Header,
+        way: Option<usize>,
+    ) -> Result<std::result::Result<(), BatchFault>> {
+        let (mut at, mut crc, end) = (batch::CRC_FROM as u64, 0, u64::from(header.size));
+        while at < end {
+            let len = (end - at).min(STEP);
+            match self.read(position + at, len, way).await? {
+                Ok(part) => crc = crc32c::crc32c_append(crc, &part),
+                Err(fault) => return Ok(Err(fault)),
+            }
+            at += len;
+        }
+        Ok(batch::check_sums(header, crc))
     }
 
     fn ways(&self) -> Vec<Option<usize>> {
@@ -506,6 +532,12 @@ pub(crate) async fn step_aside() {
 impl Segment {
     fn ground<'a>(&'a self, epochs: Option<&'a Epochs>) -> Ground<'a> {
         Ground { id: &self.id, bytes: &self.bytes, base: self.base, end: self.end(), epochs, epoch: i32::MIN }
+    }
+
+    /// Whether a batch may be read as a whole: its header is believed, or its checksum is right.
+    pub(crate) async fn is_worth_memory(&self, placed: &Placed) -> Result<bool> {
+        let Placed { header, position } = placed;
+        Ok(header.size <= LARGE || self.ground(None).adds_up(*position, header, None).await?.is_ok())
     }
 
     /// Finds out about the batch at `position`, and notes it if it is lost.

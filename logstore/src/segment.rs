@@ -238,10 +238,7 @@ impl Segment {
 
     /// The same, and shows each header to `see`, with what it says if it ends a transaction. A marker of which no copy is good
     /// says nothing: one lost batch takes neither the index nor the others with it.
-    pub(crate) async fn replay(
-        &self,
-        mut see: impl FnMut(&Header, Option<Marker>) + Send,
-    ) -> Result<Index> {
+    pub(crate) async fn replay(&self, mut see: impl FnMut(&Header, Option<Marker>) + Send) -> Result<Index> {
         self.walk_all(Some(&mut see)).await
     }
 
@@ -439,11 +436,13 @@ impl Segment {
 
     /// The bytes of a batch, checked, and healed if they must be.
     pub(crate) async fn read_batch(&self, placed: &Placed) -> Result<Bytes> {
-        let read = self.bytes.read(placed.position, raid::device::buffer(placed.header.size as usize)).await;
-        if let Ok(bytes) = read
-            && batch::check(&placed.header, &bytes).is_ok()
-        {
-            return Ok(bytes.freeze());
+        if self.is_worth_memory(placed).await? {
+            let buf = raid::device::buffer(placed.header.size as usize);
+            if let Ok(bytes) = self.bytes.read(placed.position, buf).await
+                && batch::check(&placed.header, &bytes).is_ok()
+            {
+                return Ok(bytes.freeze());
+            }
         }
         match self.settle(placed.position, Some(placed.header.base_offset), None).await? {
             Outcome::Sound(_, bytes) => Ok(bytes),

@@ -212,7 +212,13 @@ async fn scan(
                 if end.next < chain.gaps_below && found != BatchFault::Unreadable {
                     let (position, next) = ground.next_sound(end.size, end.next).await?;
                     if position < reach && next <= chain.gaps_below {
-                        lost.push(Lost { position: end.size, end: position, from: end.next, next, fault: found });
+                        lost.push(Lost {
+                            position: end.size,
+                            end: position,
+                            from: end.next,
+                            next,
+                            fault: found,
+                        });
                         end = End { size: position, next };
                         continue;
                     }

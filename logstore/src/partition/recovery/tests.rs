@@ -1,4 +1,5 @@
-//! What was durable and has rotted is lost, and nothing behind it: whatever the catalog says of the segment it is in.
+//! What opening a store, and reading it then, makes of damage: what was durable and has rotted is lost, and nothing behind
+//! it, whatever the catalog says of the segment it is in; a full catalog keeps no store closed; a wrong length takes no memory.
 
 use crate::catalog::Change;
 use crate::catalog::records::{SegmentKey, SegmentRecord, Table};
@@ -6,12 +7,13 @@ use crate::partition::ReadLimit;
 use crate::store::{Home, Store, StoreOptions};
 use crate::{Error, Partition, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
-use raid::device::{Durability, FileDevice, OpenMode};
+use raid::device::{Device, Durability, FileDevice, Io, OpenMode, Piece, ZeroMode};
 use raid::runtime::TokioRuntime;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A batch of one record, which nobody looks into.
 fn batch(text: &str) -> Bytes {
@@ -82,7 +84,8 @@ async fn damaged(damaged: impl FnOnce(i64, i64) -> i64) -> (tempfile::TempDir, i
         log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
     }
     store.quiet().await;
-    let segment = log(&store).segment_from(1).and_then(|second| log(&store).segment_from(second.base + 1)).unwrap();
+    let segment =
+        log(&store).segment_from(1).and_then(|second| log(&store).segment_from(second.base + 1)).unwrap();
     let key = SegmentKey { partition: log(&store).key(), base: segment.base }.bytes();
     let catalog = &store.context.catalog;
     let mut record: SegmentRecord = catalog.record(Table::Segments, &key).unwrap().unwrap();
@@ -165,4 +168,86 @@ async fn a_store_whose_catalog_is_full_to_the_brim_opens_and_stops() {
     let store = open(&path).await;
     assert!(store.topic("t").unwrap().partitions().iter().all(|partition| partition.offsets().log_end == 6));
     store.close().await.unwrap();
+}
+
+/// A device that remembers the largest read.
+struct Largest {
+    inner: FileDevice,
+    largest: AtomicUsize,
+}
+
+impl Device for Largest {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn refresh(&self) -> Io<'_, u64> {
+        self.inner.refresh()
+    }
+
+    fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
+        self.largest.fetch_max(buf.len(), Ordering::SeqCst);
+        self.inner.read(at, buf)
+    }
+
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
+        self.inner.write(at, data, durability)
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.inner.flush()
+    }
+
+    fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {
+        self.inner.discard(at, len)
+    }
+
+    fn write_zeroes(&self, at: u64, len: u64, mode: ZeroMode, durability: Durability) -> Io<'_, ()> {
+        self.inner.write_zeroes(at, len, mode, durability)
+    }
+
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        self.inner.locate(at, len)
+    }
+}
+
+/// A batch whose length is wrong says that it is as large as the rest of its segment: that is not read into memory at once.
+#[tokio::test]
+async fn a_wrong_length_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    let store = open(&path).await;
+    store.create_topic("t", 1, store.topic_defaults()).await.unwrap();
+    for number in 0..10_000 {
+        log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
+    }
+    store.close().await.unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let mark = text(7).into_bytes();
+    let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap() - crate::batch::HEADER;
+    assert_eq!(bytes[at..at + 8], 7i64.to_be_bytes());
+    // 7 MiB of the nearly 9 that follow.
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&(7i32 << 20).to_be_bytes(), at as u64 + 8)
+        .unwrap();
+    let options = StoreOptions { topic_defaults: store.topic_defaults(), ..StoreOptions::default() };
+    drop(store);
+    let inner = FileDevice::open(&path, OpenMode::ReadWrite).unwrap();
+    let device = Arc::new(Largest { inner, largest: AtomicUsize::new(0) });
+    let store =
+        Store::open(Home::Volume(device.clone()), options, Arc::new(TokioRuntime::current())).await.unwrap();
+    device.largest.store(0, Ordering::SeqCst);
+    let lost = log(&store).read(7, 1000, ReadLimit::LogEnd, true).await;
+    assert!(matches!(lost, Err(Error::LostBatch { from: 7, next: 8, .. })), "{lost:?}");
+    assert!(!log(&store).read(8, 1000, ReadLimit::LogEnd, true).await.unwrap().is_empty());
+    let largest = device.largest.load(Ordering::SeqCst);
+    assert!(largest <= 2 << 20, "{largest} bytes were read at once");
 }
