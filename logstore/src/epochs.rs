@@ -63,6 +63,22 @@ impl Epochs {
         self.0.get(after.checked_sub(1)?).map(|&(epoch, _)| epoch)
     }
 
+    /// Whether none is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What cannot be right about the list itself, for a log that ends at `log_end`.
+    #[must_use]
+    pub fn fault(&self, log_end: i64) -> Option<String> {
+        if !self.0.is_sorted_by(|one, next| one.0 < next.0 && one.1 <= next.1) {
+            return Some("its list of leader epochs does not rise".to_owned());
+        }
+        let &(epoch, start) = self.0.last().filter(|&&(_, start)| start > log_end)?;
+        Some(format!("leader epoch {epoch} is listed from offset {start} on, and the log ends at {log_end}"))
+    }
+
     /// The text of `leader-epoch-checkpoint`.
     #[must_use]
     pub fn checkpoint(&self) -> String {
@@ -101,6 +117,12 @@ mod tests {
         assert_eq!(
             [-1, 0, 99, 100, 299, 300].map(|offset| epochs.at(offset)),
             [None, Some(0), Some(0), Some(2), Some(2), Some(5)]
+        );
+        assert_eq!(epochs.fault(300), None);
+        assert!(epochs.fault(299).is_some_and(|what| what.contains("offset 300")));
+        assert!(
+            Epochs(vec![(2, 0), (2, 5)]).fault(9).is_some()
+                && Epochs(vec![(0, 7), (1, 5)]).fault(9).is_some()
         );
         let mut many = Epochs::default();
         (0..1000).for_each(|epoch| many.begin(epoch, i64::from(epoch) * 10));

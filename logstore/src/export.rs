@@ -6,12 +6,14 @@
 //! recovery-point-offset-checkpoint   log-start-offset-checkpoint   meta.properties
 //! ```
 //!
-//! Batches are copied as they are, up to the last sound one; damaged ones between sound ones too, and told. Indexes are
-//! made anew from the batches, never copied. Everything is durable before the checkpoints that speak of it are written.
+//! Batches are copied as they are, up to the last sound one; one that is bad in some copy from a sound one; one that is bad
+//! in all, between sound ones, as it is, and told. Indexes are made anew from the batches, never copied. Everything is durable
+//! before the checkpoints that speak of it are written.
 //!
 //! Cost: the log is read twice, once to find its end and to make the indexes, once to copy it; the second time it is
-//! mostly in memory.
+//! mostly in memory. Memory: a chunk, and a header for each batch that is taken from another copy than the first.
 
+use crate::batch::Header;
 use crate::directory::names;
 use crate::directory::offline::{self, Writer};
 use crate::error::Result;
@@ -22,26 +24,34 @@ use crate::inspect::{Finding, Inspection, PartitionView, SegmentView, Severity};
 use crate::transactions::{Aborted, encode};
 use bytes::Bytes;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Bytes copied at once.
 const CHUNK: u64 = 1 << 20;
 
-/// Exports the partitions that `wanted` picks to the directory `to`; `progress` is told of bytes as they are done. The
-/// findings say what was damaged.
+/// What an export met.
+#[derive(Debug, Default)]
+pub struct Met {
+    /// What was damaged, and is missing or damaged in what was written.
+    pub findings: Vec<Finding>,
+    /// Batches that one copy did not have good, and another did: they are good in what was written.
+    pub healed: u64,
+}
+
+/// Exports the partitions that `wanted` picks to the directory `to`; `progress` is told of bytes as they are done.
 pub async fn export(
     inspection: &Inspection,
     to: &Path,
     force: bool,
     wanted: &(dyn Fn(&PartitionView) -> bool + Sync),
     progress: &mut (dyn FnMut(u64) + Send),
-) -> Result<Vec<Finding>> {
+) -> Result<Met> {
     offline::target(to, force).await?;
-    let mut findings = Vec::new();
+    let mut met = Met::default();
     let (mut ends, mut starts) = (Vec::new(), Vec::new());
     for view in inspection.partitions.iter().filter(|view| wanted(view)) {
-        let end = partition(view, to, &mut findings, progress).await?;
+        let end = partition(view, to, &mut met, progress).await?;
         ends.push((view, end));
         if view.segments.first().is_some_and(|first| view.log_start > first.base) {
             starts.push((view, view.log_start));
@@ -61,7 +71,7 @@ pub async fn export(
         offline::write_whole(to.join("meta.properties"), text.into()).await?;
     }
     offline::sync_names(to).await?;
-    Ok(findings)
+    Ok(met)
 }
 
 fn checkpoint(rows: &[(&PartitionView, i64)]) -> Bytes {
@@ -77,7 +87,7 @@ fn checkpoint(rows: &[(&PartitionView, i64)]) -> Bytes {
 async fn partition(
     view: &PartitionView,
     to: &Path,
-    findings: &mut Vec<Finding>,
+    met: &mut Met,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<i64> {
     let dir = to.join(view.name());
@@ -85,18 +95,10 @@ async fn partition(
     let mut track = Track::default();
     let mut end = view.log_start;
     for segment in &view.segments {
-        let made = scan(view, segment, &mut track, findings).await?;
+        let made = scan(view, segment, &mut track, &mut met.findings).await?;
         let file = |extension| names::offset_file(&dir, segment.base, extension);
-        let writer = Writer::create(file("log")).await?;
-        let walk = Walk::new(segment)?;
-        let mut at = 0;
-        while at < made.size {
-            let n = (made.size - at).min(CHUNK);
-            writer.append(walk.raw(at, n as usize).await?).await?;
-            at += n;
-            progress(n);
-        }
-        writer.finish().await?;
+        copy(&Walk::new(view, segment)?, &made, file("log"), progress).await?;
+        met.healed += made.healed.len() as u64;
         progress(segment.len - made.size);
         let (offsets, times) = made.index.encode();
         offline::write_whole(file("index"), offsets).await?;
@@ -112,7 +114,7 @@ async fn partition(
             None => offline::write_whole(names::offset_file(&dir, *at, "snapshot"), bytes).await?,
             Some(what) => {
                 let what = format!("the snapshot at {at} is left out: {what}");
-                findings.push(view.finding(None, Severity::Fault, what));
+                met.findings.push(view.finding(None, Severity::Fault, what));
             }
         }
     }
@@ -124,6 +126,26 @@ async fn partition(
     Ok(end)
 }
 
+/// Copies the batches of a segment to a file.
+async fn copy(walk: &Walk, made: &Made, path: PathBuf, progress: &mut (dyn FnMut(u64) + Send)) -> Result<()> {
+    let writer = Writer::create(path).await?;
+    let (mut at, mut healed) = (0, made.healed.iter().peekable());
+    while at < made.size {
+        let bytes = match healed.next_if(|(position, _)| *position == at) {
+            Some((_, header)) => walk.batch(at, header).await?,
+            None => {
+                let end = healed.peek().map_or(made.size, |(position, _)| *position);
+                walk.raw(at, (end - at).min(CHUNK) as usize).await?
+            }
+        };
+        let n = bytes.len() as u64;
+        writer.append(bytes).await?;
+        at += n;
+        progress(n);
+    }
+    writer.finish().await
+}
+
 /// What a scan of a segment made.
 struct Made {
     /// Bytes up to the end of the last batch.
@@ -132,6 +154,8 @@ struct Made {
     next: i64,
     index: Index,
     aborted: Vec<Aborted>,
+    /// Batches that are to be taken from another copy than the first, and where they stand.
+    healed: Vec<(u64, Header)>,
 }
 
 async fn scan(
@@ -141,17 +165,18 @@ async fn scan(
     findings: &mut Vec<Finding>,
 ) -> Result<Made> {
     let base = segment.base;
-    let mut made = Made { size: 0, next: base, index: Index::new(base), aborted: Vec::new() };
-    let mut walk = Walk::new(segment)?;
+    let mut made =
+        Made { size: 0, next: base, index: Index::new(base), aborted: Vec::new(), healed: Vec::new() };
+    let mut walk = Walk::new(view, segment)?;
     while let Some(step) = walk.next().await? {
         let (position, what) = match step {
-            Step::Batch { position, header, fault } => {
+            Step::Batch { position, header, fault, healed } => {
+                if healed {
+                    made.healed.push((position, header));
+                }
                 if fault.is_none() {
-                    let marker = if header.is_control() {
-                        Some(walk.batch(position, &header, None).await?)
-                    } else {
-                        None
-                    };
+                    let is_marker = header.is_control();
+                    let marker = if is_marker { Some(walk.batch(position, &header).await?) } else { None };
                     made.aborted.extend(track.see(&header, marker.as_deref()));
                     made.index.add(&header, position, view.index_interval);
                     made.next = header.next_offset();

@@ -8,9 +8,7 @@
 //! The memory of it (`Checked`) is bounded, a few ranges a segment, and void at once when something bad was found
 //! anywhere, or when another copy becomes the one that is read: it speaks for the copy that was read.
 //!
-//! **What is done** (`settle`). The batch is looked at in every way that the home can read it. Sound are bytes whose
-//! checksum is right and whose first 16 bytes, which no checksum covers, are what they must be: the offset that
-//! follows, the epoch that wrote there. If no copy is sound as a whole, sectors of several are put together. What is
+//! **What is done** (`settle`). The batch is looked at in every way that the home can read it ([`crate::ground`]). What is
 //! found good is served, and the home makes all copies hold it, durably. Batches at odd offsets or epochs that all copies
 //! agree on stand: compaction leaves gaps.
 //!
@@ -22,11 +20,13 @@
 //! in steps of 256 KiB between which other tasks run; what is not cached is read by threads of its own. Of a bad batch,
 //! a read in each way, and of one that is lost a pass over what follows.
 
-use crate::batch::{self, BatchFault, HEADER, Header};
+use crate::batch::{self, BatchFault, Header};
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
-use crate::home::{PartitionId, SegmentBytes};
-use crate::segment::{End, Placed, Scan, Segment};
+use crate::ground::{Ground, Sound};
+use crate::home::Copies;
+use crate::scan::Scan;
+use crate::segment::{Placed, Segment};
 use crate::tasks::Tasks;
 use bytes::{Bytes, BytesMut};
 use raid::device::Device;
@@ -39,18 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MOST_CHECKED: usize = 32;
 /// Lost places of a segment that are kept; further ones are found again each time.
 const MOST_LOST: usize = 64;
-/// Bytes in which a next batch is looked for at once.
-const WINDOW: u64 = 1 << 20;
 /// Bytes that are checked before other tasks get their turn.
 const STEP: u64 = 256 << 10;
-/// A batch that says it is larger is checked before there is memory for it.
-const LARGE: u32 = 1 << 20;
-/// Unit in which copies are put together.
-const SECTOR: u64 = 512;
-/// Ways to put copies together that are tried. With a 32-bit checksum, one in 16 million would be right by chance.
-const MOST_MIXES: usize = 256;
-/// Largest batch that is put together from several copies.
-const LARGEST_MIX: u64 = 16 << 20;
 
 /// What was checked and repaired since the store was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -174,348 +164,6 @@ pub(crate) enum Verified {
     NoBatch,
 }
 
-/// The bytes in which a batch is looked for.
-#[derive(Clone, Copy)]
-pub(crate) struct Ground<'a> {
-    pub(crate) id: &'a PartitionId,
-    pub(crate) bytes: &'a Arc<dyn SegmentBytes>,
-    pub(crate) base: i64,
-    pub(crate) end: End,
-    /// What wrote where, if it is known.
-    pub(crate) epochs: Option<&'a Epochs>,
-    /// The least epoch that may have written.
-    pub(crate) epoch: i32,
-}
-
-/// Sound bytes found in some way.
-pub(crate) struct Sound {
-    pub(crate) header: Header,
-    pub(crate) bytes: Bytes,
-}
-
-impl Ground<'_> {
-    /// Whether a header may stand at `position`, after batches that end at `expected`.
-    pub(crate) fn fits(
-        &self,
-        header: &Header,
-        position: u64,
-        expected: Option<i64>,
-    ) -> std::result::Result<(), BatchFault> {
-        let (needed, available) = (u64::from(header.size), self.end.size - position);
-        let found = header.base_offset;
-        let least = expected.unwrap_or(self.base);
-        if found < least || header.last_offset_delta < 0 || header.next_offset() > self.end.next {
-            return Err(BatchFault::BaseOffset { found, expected: least });
-        }
-        if needed > available {
-            return Err(BatchFault::Truncated { needed, available });
-        }
-        if header.leader_epoch < self.epoch {
-            return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: self.epoch });
-        }
-        Ok(())
-    }
-
-    /// Whether what no checksum covers is other than expected, though it may be right.
-    pub(crate) fn is_odd(&self, header: &Header, expected: Option<i64>) -> bool {
-        let gap = expected.is_some_and(|expected| header.base_offset != expected);
-        let epoch = self.epochs.and_then(|epochs| epochs.at(header.base_offset));
-        gap || epoch.is_some_and(|epoch| epoch != header.leader_epoch)
-    }
-
-    /// Reads as everybody does (`None`), or in one way. What cannot be read is a fault of the batch.
-    async fn read(
-        &self,
-        at: u64,
-        len: u64,
-        way: Option<usize>,
-    ) -> Result<std::result::Result<Bytes, BatchFault>> {
-        let buf = raid::device::buffer(len as usize);
-        let read = match way {
-            None => self.bytes.read(at, buf).await,
-            Some(way) => self.bytes.read_copy(at, buf, way).await,
-        };
-        match read {
-            Ok(bytes) => Ok(Ok(bytes.freeze())),
-            Err(error @ (Error::Device(_) | Error::File { .. })) => {
-                tracing::warn!("{}-{}: {error}", self.id.topic, self.id.number());
-                Ok(Err(BatchFault::Unreadable))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The header at `position` as one way has it.
-    pub(crate) async fn head(
-        &self,
-        position: u64,
-        way: Option<usize>,
-    ) -> Result<std::result::Result<Header, BatchFault>> {
-        let len = (HEADER as u64).min(self.end.size - position);
-        Ok(self.read(position, len, way).await?.and_then(|head| Header::parse(&head)))
-    }
-
-    /// The batch at `position` as one way has it.
-    pub(crate) async fn look(
-        &self,
-        position: u64,
-        expected: Option<i64>,
-        way: Option<usize>,
-    ) -> Result<std::result::Result<Sound, BatchFault>> {
-        let header = match self.head(position, way).await? {
-            Ok(header) => header,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        if let Err(fault) = self.fits(&header, position, expected) {
-            return Ok(Err(fault));
-        }
-        if header.size > LARGE
-            && let Err(fault) = self.adds_up(position, &header, way).await?
-        {
-            return Ok(Err(fault));
-        }
-        let bytes = match self.read(position, u64::from(header.size), way).await? {
-            Ok(bytes) => bytes,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        Ok(Header::parse(&bytes)
-            .and_then(|header| batch::check(&header, &bytes).map(|()| Sound { header, bytes })))
-    }
-
-    /// Checks the batch of a header in steps: one that is not sound may say any length, and takes no memory for it.
-    async fn adds_up(
-        &self,
-        position: u64,
-        header: &Header,
-        way: Option<usize>,
-    ) -> Result<std::result::Result<(), BatchFault>> {
-        let (mut at, mut crc, end) = (batch::CRC_FROM as u64, 0, u64::from(header.size));
-        while at < end {
-            let len = (end - at).min(STEP);
-            match self.read(position + at, len, way).await? {
-                Ok(part) => crc = crc32c::crc32c_append(crc, &part),
-                Err(fault) => return Ok(Err(fault)),
-            }
-            at += len;
-        }
-        Ok(batch::check_sums(header, crc))
-    }
-
-    fn ways(&self) -> Vec<Option<usize>> {
-        let copies = self.bytes.copies();
-        // Where copies may differ, a plain read would first make them equal, from the wrong one perhaps.
-        let raw = self.bytes.may_differ(0, self.end.size);
-        let plain = (!raw || copies == 1).then_some(None);
-        let apart = (0..copies).map(Some).filter(|_| copies > 1);
-        plain.into_iter().chain(apart).collect()
-    }
-
-    /// The best there is at `position`, over all ways; else the first fault.
-    pub(crate) async fn best(
-        &self,
-        position: u64,
-        expected: Option<i64>,
-    ) -> Result<std::result::Result<Sound, BatchFault>> {
-        let (mut odd, mut fault): (Option<Sound>, _) = (None, None);
-        for way in self.ways() {
-            match self.look(position, expected, way).await? {
-                Ok(sound) if !self.is_odd(&sound.header, expected) => return Ok(Ok(sound)),
-                Ok(sound) => {
-                    let nearer =
-                        odd.as_ref().is_none_or(|odd| sound.header.base_offset < odd.header.base_offset);
-                    if nearer {
-                        odd = Some(sound);
-                    }
-                }
-                Err(found) => {
-                    fault.get_or_insert(found);
-                }
-            }
-        }
-        if let Some(odd) = odd {
-            return Ok(Ok(odd));
-        }
-        let fault = fault.unwrap_or(BatchFault::Empty);
-        Ok(self.mixed(position, expected).await?.ok_or(fault))
-    }
-
-    /// The batch put together from parts of several copies, where that gives a sound one.
-    async fn mixed(&self, position: u64, expected: Option<i64>) -> Result<Option<Sound>> {
-        if self.bytes.copies() == 1 {
-            return Ok(None);
-        }
-        let mut sizes: Vec<u64> = Vec::new();
-        for way in self.ways() {
-            let Ok(header) = self.head(position, way).await? else { continue };
-            let size = u64::from(header.size);
-            if size <= (self.end.size - position).min(LARGEST_MIX) && !sizes.contains(&size) {
-                sizes.push(size);
-            }
-        }
-        for size in sizes {
-            let mut copies: Vec<Bytes> = Vec::new();
-            for way in self.ways() {
-                if let Ok(copy) = self.read(position, size, way).await?
-                    && !copies.contains(&copy)
-                {
-                    copies.push(copy);
-                }
-            }
-            let sound = mix(&copies, position, |bytes| {
-                let header = Header::parse(bytes).ok()?;
-                self.fits(&header, position, expected).ok()?;
-                batch::check(&header, bytes).ok()?;
-                (!self.is_odd(&header, expected)).then_some(header)
-            });
-            if let Some((header, bytes)) = sound {
-                return Ok(Some(Sound { header, bytes }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Where the batch at `position`, which should begin at offset `from`, ends: the next sound batch, or the end.
-    pub(crate) async fn next_sound(&self, position: u64, from: i64) -> Result<(u64, i64)> {
-        // As long as some copy says it is, if a sound one follows.
-        for way in self.ways() {
-            let Ok(header) = self.head(position, way).await? else { continue };
-            let next = position + u64::from(header.size);
-            if next == self.end.size && header.base_offset == from {
-                return Ok((self.end.size, self.end.next));
-            }
-            if next < self.end.size
-                && let Ok(sound) = self.best(next, Some(from + 1)).await?
-            {
-                return Ok((next, sound.header.base_offset));
-            }
-        }
-        let mut at = position + 1;
-        while at + (HEADER as u64) <= self.end.size {
-            let len = (WINDOW + HEADER as u64).min(self.end.size - at);
-            let mut seen: Vec<Bytes> = Vec::new();
-            let mut first: Option<(u64, i64)> = None;
-            for way in self.ways() {
-                let Ok(window) = self.read(at, len, way).await? else { continue };
-                if seen.contains(&window) {
-                    continue;
-                }
-                for start in self.candidates(&window, at, from) {
-                    if first.is_some_and(|(best, _)| best <= start) {
-                        break;
-                    }
-                    if let Ok(sound) = self.look(start, Some(from + 1), way).await? {
-                        first = Some((start, sound.header.base_offset));
-                        break;
-                    }
-                }
-                seen.push(window);
-            }
-            if let Some(found) = first {
-                return Ok(found);
-            }
-            at += WINDOW;
-        }
-        Ok((self.end.size, self.end.next))
-    }
-
-    /// Places in a window at which a header of a later batch may stand.
-    fn candidates(&self, window: &[u8], at: u64, from: i64) -> Vec<u64> {
-        let headers = window.windows(HEADER).enumerate();
-        // The format's number first: it rules out nearly everything.
-        let plausible = headers.filter(|(_, bytes)| bytes[16] == 2).filter_map(|(index, bytes)| {
-            let (position, header) = (at + index as u64, Header::parse(bytes).ok()?);
-            self.fits(&header, position, Some(from + 1)).ok().map(|()| position)
-        });
-        plausible.collect()
-    }
-}
-
-/// Puts copies together, sector by sector where they differ, until `check` is content.
-fn mix<T>(copies: &[Bytes], position: u64, check: impl Fn(&[u8]) -> Option<T>) -> Option<(T, Bytes)> {
-    let (first, others) = copies.split_first()?;
-    // Runs of sectors in which copies differ, each with its distinct contents.
-    let mut runs: Vec<(Range<usize>, Vec<&[u8]>)> = Vec::new();
-    let mut start = 0;
-    while start < first.len() {
-        let to_border = SECTOR - (position + start as u64) % SECTOR;
-        let range = start..(start + to_border as usize).min(first.len());
-        start = range.end;
-        if others.iter().all(|other| other[range.clone()] == first[range.clone()]) {
-            continue;
-        }
-        match runs.last_mut() {
-            Some((last, _)) if last.end == range.start && others.len() == 1 => last.end = range.end,
-            _ => runs.push((range, Vec::new())),
-        }
-    }
-    let mut count = 1usize;
-    for (range, contents) in &mut runs {
-        for copy in copies {
-            if !contents.contains(&&copy[range.clone()]) {
-                contents.push(&copy[range.clone()]);
-            }
-        }
-        count = count.saturating_mul(contents.len());
-    }
-    if count > MOST_MIXES {
-        return None;
-    }
-    let mut mixed = BytesMut::from(&first[..]);
-    for number in 0..count {
-        let mut rest = number;
-        for (range, contents) in &runs {
-            mixed[range.clone()].copy_from_slice(contents[rest % contents.len()]);
-            rest /= contents.len();
-        }
-        if let Some(found) = check(&mixed) {
-            return Some((found, mixed.freeze()));
-        }
-    }
-    None
-}
-
-/// Finds out about a batch that does not look sound: heals it, or finds where it ends. `expected` is the offset that
-/// should stand there, if it is known.
-pub(crate) async fn settle(ground: &Ground<'_>, position: u64, expected: Option<i64>) -> Result<Outcome> {
-    let healing = ground.bytes.healing();
-    match ground.best(position, expected).await? {
-        Ok(Sound { header, bytes }) => {
-            mend(ground, &header, position, &bytes).await;
-            Ok(Outcome::Sound(Placed { header, position }, bytes))
-        }
-        Err(fault) => {
-            let Some(from) = expected else { return Ok(Outcome::Unknown) };
-            let (end, next) = ground.next_sound(position, from).await?;
-            healing.found_bad();
-            Ok(Outcome::Lost(Lost { position, end, from, next, fault }))
-        }
-    }
-}
-
-/// Makes all copies hold a batch that is known to be good. That they could not be made to is no reason not to serve it.
-pub(crate) async fn mend(ground: &Ground<'_>, header: &Header, position: u64, good: &Bytes) {
-    let healing = ground.bytes.healing();
-    let (topic, partition, segment) = (&ground.id.topic, ground.id.number(), ground.base);
-    let (from, to) = (header.base_offset, header.last_offset());
-    match ground.bytes.mend(position, good.clone()).await {
-        Ok(0) => {}
-        Ok(copies) => {
-            healing.mended(1);
-            tracing::warn!(
-                "{topic}-{partition}: the batch of offsets {from}..={to}, byte {position} of segment {segment}, was bad \
-                 in {copies} of its copies; it was rewritten from a good one"
-            );
-        }
-        Err(error) => {
-            healing.found_bad();
-            tracing::warn!(
-                "{topic}-{partition}: the batch of offsets {from}..={to}, byte {position} of segment {segment}, is bad \
-                 in one of its copies, which could not be rewritten: {error}"
-            );
-        }
-    }
-}
-
 /// Lets other tasks run once.
 pub(crate) async fn step_aside() {
     let mut asked = false;
@@ -531,16 +179,40 @@ pub(crate) async fn step_aside() {
 
 impl Segment {
     fn ground<'a>(&'a self, epochs: Option<&'a Epochs>) -> Ground<'a> {
-        Ground { id: &self.id, bytes: &self.bytes, base: self.base, end: self.end(), epochs, epoch: i32::MIN }
+        let (name, bytes, end) = (&self.id, self.readable(), self.end());
+        Ground { name, bytes, base: self.base, end, epochs, epoch: i32::MIN }
     }
 
-    /// Whether a batch may be read as a whole: its header is believed, or its checksum is right.
-    pub(crate) async fn is_worth_memory(&self, placed: &Placed) -> Result<bool> {
-        let Placed { header, position } = placed;
-        Ok(header.size <= LARGE || self.ground(None).adds_up(*position, header, None).await?.is_ok())
+    fn readable(&self) -> &dyn Copies {
+        &*self.bytes
     }
 
-    /// Finds out about the batch at `position`, and notes it if it is lost.
+    /// Makes all copies hold a batch that is known to be good. That they could not be made to is no reason not to serve
+    /// it.
+    async fn mend(&self, header: &Header, position: u64, good: &Bytes) {
+        let (healing, id, segment) = (self.bytes.healing(), &self.id, self.base);
+        let (from, to) = (header.base_offset, header.last_offset());
+        match self.bytes.mend(position, good.clone()).await {
+            Ok(0) => {}
+            Ok(copies) => {
+                healing.mended(1);
+                tracing::warn!(
+                    "{id}: the batch of offsets {from}..={to}, byte {position} of segment {segment}, was bad in {copies} \
+                     of its copies; it was rewritten from a good one"
+                );
+            }
+            Err(error) => {
+                healing.found_bad();
+                tracing::warn!(
+                    "{id}: the batch of offsets {from}..={to}, byte {position} of segment {segment}, is bad in one of its \
+                     copies, which could not be rewritten: {error}"
+                );
+            }
+        }
+    }
+
+    /// Finds out about a batch that does not look sound: heals it, or finds where it ends and notes that it is lost.
+    /// `expected` is the offset that should stand there, if it is known.
     pub(crate) async fn settle(
         &self,
         position: u64,
@@ -548,13 +220,22 @@ impl Segment {
         epochs: Option<&Epochs>,
     ) -> Result<Outcome> {
         let expected = expected.or((position == 0).then_some(self.base));
-        let outcome = settle(&self.ground(epochs), position, expected).await?;
-        match &outcome {
-            Outcome::Sound(placed, _) => self.found(placed.position..placed.end()),
-            Outcome::Lost(lost) => self.lose(*lost),
-            Outcome::Unknown => {}
-        }
-        Ok(outcome)
+        let ground = self.ground(epochs);
+        let fault = match ground.best(position, expected).await? {
+            Ok(Sound { header, bytes }) => {
+                self.mend(&header, position, &bytes).await;
+                let placed = Placed { header, position };
+                self.found(placed.position..placed.end());
+                return Ok(Outcome::Sound(placed, bytes));
+            }
+            Err(fault) => fault,
+        };
+        let Some(from) = expected else { return Ok(Outcome::Unknown) };
+        let (end, next) = ground.next_sound(position, from).await?;
+        self.bytes.healing().found_bad();
+        let lost = Lost { position, end, from, next, fault };
+        self.lose(lost);
+        Ok(Outcome::Lost(lost))
     }
 
     /// Checks whole batches from `from`, the position of one that begins at offset `expected` if that is known, until `until` is reached and offset `offset` has been seen.
@@ -570,7 +251,7 @@ impl Segment {
         let healing = Arc::clone(self.bytes.healing());
         let (ground, end) = (self.ground(epochs), self.end());
         let before = healing.stamp();
-        let mut scan = Scan::new(&self.bytes, end.size);
+        let mut scan = Scan::new(end.size);
         let mut position = from;
         let mut expected = expected.or((from == 0).then_some(self.base));
         let (mut healed, mut rested) = (0, from);
@@ -582,7 +263,7 @@ impl Segment {
             if position >= until && expected.is_some_and(|next| next > offset) {
                 break;
             }
-            let found = match scan.batch_at(position).await {
+            let found = match scan.batch_at(self.readable(), position).await {
                 Ok(None) => break,
                 Ok(Some(found)) => found,
                 Err(Error::Device(_) | Error::File { .. }) => Err(BatchFault::Unreadable),

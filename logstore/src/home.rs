@@ -18,7 +18,7 @@ use crate::heal::Healing;
 use bytes::{Bytes, BytesMut};
 use raid::device::Piece;
 use raid::runtime::BoxFuture;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 /// An operation of a home under way.
@@ -32,6 +32,12 @@ pub(crate) type MayGoOn<'a> = &'a (dyn Fn() -> Result<()> + Send + Sync);
 pub(crate) struct PartitionId {
     pub(crate) key: PartitionKey,
     pub(crate) topic: Arc<str>,
+}
+
+impl fmt::Display for PartitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic, self.key.partition)
+    }
 }
 
 impl PartitionId {
@@ -74,29 +80,13 @@ pub(crate) struct Sealing {
     pub(crate) change: Change,
 }
 
-/// The bytes of one segment.
-pub(crate) trait SegmentBytes: Debug + Send + Sync {
-    /// Makes sure that bytes up to `end` have a place. `limit`: how far the segment will grow at most.
-    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()>;
-
-    /// Makes it known that the segment begins here, before it has bytes: with the next flush, or the next segment that is
-    /// sealed, it will be found again after a power cut.
-    fn begin(&self) -> Io<'_, ()>;
-
-    /// Writes into a reserved place.
-    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()>;
-
+/// Bytes that may be kept in several copies, for reading: a segment's, of a store that is open or one that is looked at.
+pub(crate) trait Copies: Send + Sync {
     /// Reads bytes that were written.
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut>;
 
-    /// Recovery has read it and will serve it: the next flush makes it durable, whoever wrote it and whenever.
-    fn found(&self);
-
-    /// Where bytes lie in open files; `None` where no kernel can send them.
-    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
-
     /// In how many ways bytes can be read that differ in the copies they go to (see [`raid::device::Device`], also for
-    /// the next four).
+    /// the next two).
     fn copies(&self) -> usize {
         1
     }
@@ -110,8 +100,27 @@ pub(crate) trait SegmentBytes: Debug + Send + Sync {
     fn may_differ(&self, _at: u64, _len: u64) -> bool {
         false
     }
+}
 
-    /// Whether all copies are equal.
+/// The bytes of one segment.
+pub(crate) trait SegmentBytes: Copies + Debug {
+    /// Makes sure that bytes up to `end` have a place. `limit`: how far the segment will grow at most.
+    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()>;
+
+    /// Makes it known that the segment begins here, before it has bytes: with the next flush, or the next segment that is
+    /// sealed, it will be found again after a power cut.
+    fn begin(&self) -> Io<'_, ()>;
+
+    /// Writes into a reserved place.
+    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()>;
+
+    /// Recovery has read it and will serve it: the next flush makes it durable, whoever wrote it and whenever.
+    fn found(&self);
+
+    /// Where bytes lie in open files; `None` where no kernel can send them.
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>>;
+
+    /// Whether all copies are equal (see [`raid::device::Device`], also for the next).
     fn agree(&self, _at: u64, _len: u64) -> Io<'_, bool> {
         Box::pin(async { Ok(true) })
     }

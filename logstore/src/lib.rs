@@ -13,6 +13,7 @@
 //!   formats; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
+//! - `scan`, `ground`: batches checked one after the other; the good copy of one among several.
 //! - [`heal`]: batches that are not sound: another copy has them, or they are lost; `unsynced`: closed segments whose copies
 //!   an unclean stop left to be made equal.
 //! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
@@ -36,6 +37,7 @@ mod epochs;
 pub mod error;
 pub mod export;
 mod graveyard;
+mod ground;
 pub mod heal;
 mod health;
 mod home;
@@ -44,6 +46,7 @@ pub mod inspect;
 pub mod partition;
 pub mod producers;
 pub mod records;
+mod scan;
 pub mod scrub;
 mod segment;
 pub mod store;

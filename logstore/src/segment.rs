@@ -29,8 +29,6 @@ use std::sync::{Arc, Weak};
 
 /// Bytes read at once while walking over headers.
 const CHUNK: u64 = 4096;
-/// Bytes read at once while reading everything.
-const SCAN_CHUNK: u64 = 256 * 1024;
 
 /// Where a segment ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -436,7 +434,7 @@ impl Segment {
 
     /// The bytes of a batch, checked, and healed if they must be.
     pub(crate) async fn read_batch(&self, placed: &Placed) -> Result<Bytes> {
-        if self.is_worth_memory(placed).await? {
+        if self.ground(None).is_worth_memory(&placed.header, placed.position).await? {
             let buf = raid::device::buffer(placed.header.size as usize);
             if let Ok(bytes) = self.bytes.read(placed.position, buf).await
                 && batch::check(&placed.header, &bytes).is_ok()
@@ -582,90 +580,6 @@ impl<'a> Walk<'a> {
             return damaged(BatchFault::Count { count, last_offset_delta });
         }
         Ok(())
-    }
-}
-
-/// Largest control batch that is looked into; those of one record have less than a hundred bytes.
-const LARGEST_MARKER: u32 = 4096;
-
-/// Reads a segment from its start and checks every batch with its records; memory stays bounded whatever the bytes
-/// say, since checksums are computed chunk by chunk.
-pub(crate) struct Scan<'a> {
-    bytes: &'a Arc<dyn SegmentBytes>,
-    /// Byte after the last that may hold a batch.
-    reach: u64,
-    chunk: BytesMut,
-    chunk_at: u64,
-}
-
-impl<'a> Scan<'a> {
-    pub(crate) fn new(bytes: &'a Arc<dyn SegmentBytes>, reach: u64) -> Self {
-        Self { bytes, reach, chunk: BytesMut::new(), chunk_at: 0 }
-    }
-
-    /// The bytes in memory from `position` on: at least `least`, unless the segment ends before.
-    async fn at(&mut self, position: u64, least: usize) -> Result<&[u8]> {
-        let end = self.chunk_at + self.chunk.len() as u64;
-        let least_end = (position + least as u64).min(self.reach);
-        if position < self.chunk_at || least_end > end {
-            let len = (self.reach - position).min(SCAN_CHUNK) as usize;
-            let mut buf = std::mem::take(&mut self.chunk);
-            if buf.len() < len {
-                buf = raid::device::buffer(len);
-            }
-            buf.truncate(len);
-            // Where copies may differ, a plain read would make them equal before anybody has chosen.
-            self.chunk = if self.bytes.may_differ(position, len as u64) {
-                self.bytes.read_copy(position, buf, 0).await?
-            } else {
-                self.bytes.read(position, buf).await?
-            };
-            self.chunk_at = position;
-        }
-        Ok(&self.chunk[(position - self.chunk_at) as usize..])
-    }
-
-    /// Another copy has a batch good that was read bad: these bytes of it count.
-    pub(crate) fn patch(&mut self, position: u64, good: Bytes) {
-        self.chunk = BytesMut::from(good);
-        self.chunk_at = position;
-    }
-
-    /// The whole, sound batch at `position`; what is wrong with it; or `None` at the end.
-    pub(crate) async fn batch_at(
-        &mut self,
-        position: u64,
-    ) -> Result<Option<std::result::Result<Header, BatchFault>>> {
-        /// Where the part that the checksum covers starts.
-        const COVERED: u64 = 21;
-        if position >= self.reach {
-            return Ok(None);
-        }
-        let header = match Header::parse(self.at(position, HEADER).await?) {
-            Ok(header) => header,
-            Err(fault) => return Ok(Some(Err(fault))),
-        };
-        let (needed, available) = (u64::from(header.size), self.reach - position);
-        if needed > available {
-            return Ok(Some(Err(BatchFault::Truncated { needed, available })));
-        }
-        let (mut from, end, mut crc) = (position + COVERED, position + needed, 0);
-        while from < end {
-            let part = self.at(from, 1).await?;
-            let n = (part.len() as u64).min(end - from) as usize;
-            crc = crc32c::crc32c_append(crc, &part[..n]);
-            from += n as u64;
-        }
-        Ok(Some(batch::check_sums(&header, crc).map(|()| header)))
-    }
-
-    /// What the sound batch at `position` says if it ends a transaction.
-    pub(crate) async fn marker_at(&mut self, position: u64, header: &Header) -> Result<Option<Marker>> {
-        if !header.is_control() || header.size > LARGEST_MARKER {
-            return Ok(None);
-        }
-        let bytes = self.at(position, header.size as usize).await?;
-        Ok(bytes.get(..header.size as usize).and_then(|bytes| Marker::read(header, bytes)))
     }
 }
 

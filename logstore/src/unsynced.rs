@@ -22,8 +22,9 @@ use crate::catalog::Change;
 use crate::catalog::records::Kind;
 use crate::epochs::Epochs;
 use crate::error::Result;
-use crate::heal::{Ground, Healing};
-use crate::home::{Io, MayGoOn, PartitionId, Sealing, SegmentBytes};
+use crate::ground::Ground;
+use crate::heal::Healing;
+use crate::home::{Copies, Io, MayGoOn, PartitionId, Sealing, SegmentBytes};
 use crate::segment::End;
 use crate::store::Store;
 use crate::volume::extent::UNIT;
@@ -109,7 +110,7 @@ impl Unsynced {
         }
         let Self { id, bytes, base, end, .. } = self;
         let epochs = Some(&self.epochs);
-        let ground = Ground { id, bytes, base: *base, end: *end, epochs, epoch: i32::MIN };
+        let ground = Ground { name: id, bytes: &**bytes, base: *base, end: *end, epochs, epoch: i32::MIN };
         let (mut position, mut next, mut rewritten) = (0, *base, 0);
         let mut equal = RangeSet::default();
         while position < end.size {
@@ -130,10 +131,8 @@ impl Unsynced {
         if rewritten > 0 {
             bytes.healing().mended(rewritten);
             tracing::warn!(
-                "{}-{}: {rewritten} batches of segment {base} were not the same in all copies after an unclean stop; they \
-                 are now",
-                id.topic,
-                id.number()
+                "{id}: {rewritten} batches of segment {base} were not the same in all copies after an unclean stop; they \
+                 are now"
             );
         }
         Ok(())
@@ -203,19 +202,7 @@ impl Store {
     }
 }
 
-impl SegmentBytes for Unsynced {
-    fn begin(&self) -> Io<'_, ()> {
-        self.bytes.begin()
-    }
-
-    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()> {
-        self.bytes.reserve(end, limit)
-    }
-
-    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
-        self.bytes.write(at, data)
-    }
-
+impl Copies for Unsynced {
     fn read(&self, at: u64, buf: BytesMut) -> Io<'_, BytesMut> {
         if !self.is_open(at, buf.len() as u64) {
             return self.bytes.read(at, buf);
@@ -223,17 +210,6 @@ impl SegmentBytes for Unsynced {
         Box::pin(async move {
             self.settle_range(at, buf.len() as u64).await?;
             self.bytes.read(at, buf).await
-        })
-    }
-
-    fn found(&self) {
-        self.bytes.found();
-    }
-
-    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
-        Box::pin(async move {
-            self.settle_range(at, len).await?;
-            self.bytes.locate(at, len).await
         })
     }
 
@@ -247,6 +223,31 @@ impl SegmentBytes for Unsynced {
 
     fn may_differ(&self, at: u64, len: u64) -> bool {
         self.bytes.may_differ(at, len)
+    }
+}
+
+impl SegmentBytes for Unsynced {
+    fn begin(&self) -> Io<'_, ()> {
+        self.bytes.begin()
+    }
+
+    fn reserve(&self, end: u64, limit: u64) -> Io<'_, ()> {
+        self.bytes.reserve(end, limit)
+    }
+
+    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
+        self.bytes.write(at, data)
+    }
+
+    fn found(&self) {
+        self.bytes.found();
+    }
+
+    fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
+        Box::pin(async move {
+            self.settle_range(at, len).await?;
+            self.bytes.locate(at, len).await
+        })
     }
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {

@@ -1,7 +1,7 @@
 //! `broker log dump`: lines as kafka-dump-log writes them.
 
 use super::print::Printer;
-use super::{Dump, LogError, place};
+use super::{Dump, LogError, healed, place};
 use logstore::batch::{BatchFault, Header, add_sequence};
 use logstore::compression::Codec;
 use logstore::inspect::source::Stored;
@@ -227,21 +227,24 @@ pub(super) async fn run(dump: &Dump) -> Result<(), LogError> {
     for finding in &opened.inspection.findings {
         eprintln!("broker: {finding}");
     }
-    let mut printer = Printer::new(dump.json)?;
+    let (mut printer, mut others) = (Printer::new(dump.json)?, 0);
     for view in picked {
-        partition(dump, view, &mut printer).await?;
+        others += partition(dump, view, &mut printer).await?;
     }
-    Ok(printer.finish()?)
+    printer.finish()?;
+    healed(others);
+    Ok(())
 }
 
-async fn partition(dump: &Dump, view: &PartitionView, printer: &mut Printer) -> Result<(), LogError> {
-    let from = dump.from.unwrap_or(0);
+/// Shows a partition; returns how many batches were taken from another copy than the first.
+async fn partition(dump: &Dump, view: &PartitionView, printer: &mut Printer) -> Result<u64, LogError> {
+    let (from, mut others) = (dump.from.unwrap_or(0), 0);
     for (at, segment) in view.segments.iter().enumerate() {
         if view.segments.get(at + 1).is_some_and(|next| next.base <= from) {
             continue;
         }
         let name = |extension: &str| format!("{}/{:020}.{extension}", view.name(), segment.base);
-        log(dump, segment, &name("log"), printer).await?;
+        others += log(dump, Walk::new(view, segment), segment, &name("log"), printer).await?;
         if dump.from.is_some() {
             continue;
         }
@@ -254,33 +257,44 @@ async fn partition(dump: &Dump, view: &PartitionView, printer: &mut Printer) -> 
         }
     }
     if dump.from.is_some() {
-        return Ok(());
+        return Ok(others);
     }
     for (offset, stored) in &view.snapshots {
         let name = format!("{}/{offset:020}.snapshot", view.name());
         derived(0, "snapshot", &name, stored, printer).await?;
     }
     let name = format!("{}/leader-epoch-checkpoint", view.name());
-    checkpoint(&name, &view.epoch_checkpoint(), &["epoch", "startOffset"], printer)
+    checkpoint(&name, &view.epoch_checkpoint(), &["epoch", "startOffset"], printer)?;
+    Ok(others)
 }
 
-/// The batches of a segment.
-async fn log(dump: &Dump, segment: &SegmentView, name: &str, printer: &mut Printer) -> Result<(), LogError> {
+/// The batches of a segment; returns how many were taken from another copy than the first.
+async fn log(
+    dump: &Dump,
+    walk: logstore::Result<Walk>,
+    segment: &SegmentView,
+    name: &str,
+    printer: &mut Printer,
+) -> Result<u64, LogError> {
     let from = dump.from.unwrap_or(i64::MIN);
     printer.begin(name, "log", Some(segment.base))?;
-    let mut walk = match Walk::new(segment) {
+    let mut walk = match walk {
         Ok(walk) => walk,
-        Err(error) => return Ok(printer.end(Some(&error.to_string()))?),
+        Err(error) => {
+            printer.end(Some(&error.to_string()))?;
+            return Ok(0);
+        }
     };
-    let mut fault = None;
+    let (mut fault, mut others) = (None, 0);
     loop {
         match walk.next().await {
             Ok(None) => break,
             Ok(Some(Step::Batch { header, .. })) if header.last_offset() < from => {}
-            Ok(Some(Step::Batch { position, header, fault })) => {
+            Ok(Some(Step::Batch { position, header, fault, healed })) => {
+                others += u64::from(healed);
                 let mut line = BatchLine::new(&header, position, fault);
                 if dump.records && fault.is_none() {
-                    let batch = walk.batch(position, &header, None).await?;
+                    let batch = walk.batch(position, &header).await?;
                     match records(&header, &batch) {
                         (records, None) => line.records = Some(records),
                         (records, Some(what)) => {
@@ -304,7 +318,8 @@ async fn log(dump: &Dump, segment: &SegmentView, name: &str, printer: &mut Print
             }
         }
     }
-    Ok(printer.end(fault.as_deref())?)
+    printer.end(fault.as_deref())?;
+    Ok(others)
 }
 
 fn records(header: &Header, batch: &[u8]) -> (Vec<RecordLine>, Option<String>) {
@@ -438,7 +453,10 @@ async fn file(dump: &Dump, path: &Path, printer: &mut Printer) -> Result<(), Log
     let name = path.display().to_string();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match (path.extension().and_then(|e| e.to_str()), path.file_name().and_then(|n| n.to_str())) {
-        (Some("log"), _) => log(dump, &lone_segment(path).await?, &name, printer).await,
+        (Some("log"), _) => {
+            let segment = lone_segment(path).await?;
+            log(dump, Walk::lone(&segment), &segment, &name, printer).await.map(drop)
+        }
         (Some(extension @ ("index" | "timeindex" | "txnindex" | "snapshot")), _) => {
             let base = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
             let bytes = lone_file(path.to_owned()).await?;

@@ -1,6 +1,6 @@
 //! `broker log export`: a copy in Kafka's layout.
 
-use super::{Export, LogError, bar, counted, place};
+use super::{Export, LogError, bar, counted, healed, place};
 use logstore::export::export;
 use logstore::inspect::{PartitionView, Severity};
 use std::io::{self, Write};
@@ -14,7 +14,9 @@ pub(super) async fn run(command: &Export) -> Result<(), LogError> {
     let wanted = |view: &PartitionView| command.pick.takes(view);
     let found = export(inspection, &command.to, command.force, &wanted, &mut |done| bar.inc(done)).await;
     bar.finish_and_clear();
-    let findings: Vec<_> = inspection.findings.iter().cloned().chain(found?).collect();
+    let met = found?;
+    healed(met.healed);
+    let findings: Vec<_> = inspection.findings.iter().cloned().chain(met.findings).collect();
     let mut out = io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{finding}")?;

@@ -23,19 +23,23 @@ pub enum Log {
     /// Show batches, indexes, snapshots and checkpoints, as kafka-dump-log does.
     ///
     /// A line for each batch, with Kafka's names for its fields; a damaged one says `isvalid: false`, and why. Where bytes
-    /// are no batch, the dump says so and goes on at the next sound one.
+    /// are no batch, the dump says so and goes on at the next sound one. What one copy on a volume does not have good is
+    /// taken from another, and stderr says once that it was.
     Dump(Dump),
     /// Check every batch and everything derived from it; exit status 1 if anything is wrong.
     ///
     /// Checked are checksums, lengths, counts, offsets that follow each other and leader epochs of every batch, every copy
-    /// of it on a volume, indexes, transaction indexes and snapshots against their log, and the catalog against what is
-    /// there. Each fault is a line that says topic, partition, segment, byte and offsets. Lines that begin with `note` are
-    /// no faults: the torn tail after a crash, say, which the next start cuts off.
+    /// of it on a volume, indexes, transaction indexes and snapshots against their log, and the catalog, with its list of
+    /// leader epochs, against what is there. Each fault is a line that says topic, partition, segment, byte and offsets; which
+    /// bytes of which member's file are damaged, and whether another copy is sound, so that the broker heals it when it
+    /// next reads or scrubs it. Lines that begin with `note` are no faults: the torn tail after a crash, say, which the
+    /// next start cuts off.
     Verify(Verify),
     /// Copy partitions into a directory, in the layout and the formats of Apache Kafka.
     ///
     /// What is written is on stable storage when the command ends. Batches are copied as they are, indexes are made anew.
-    /// Damaged batches are copied too, told, and make exit status 1.
+    /// What one copy on a volume does not have good is taken from another; batches of which no copy is good are copied too,
+    /// told, and make exit status 1.
     Export(Export),
 }
 
@@ -241,6 +245,17 @@ fn bar(doing: &'static str, total: u64) -> ProgressBar {
     // The template is a constant that parses; the default is a bar as well.
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
     ProgressBar::new(total).with_style(style).with_prefix(doing)
+}
+
+/// Says once, on stderr, that so many batches were taken from another copy than the first.
+fn healed(batches: u64) {
+    if batches > 0 {
+        let (batches, are) =
+            if batches == 1 { ("1 batch".to_owned(), "is") } else { (format!("{batches} batches"), "are") };
+        eprintln!(
+            "broker: {batches} {are} damaged in one copy, and taken from a sound one; `broker log verify` tells where"
+        );
+    }
 }
 
 /// `1 fault`, `2 faults`.

@@ -16,8 +16,6 @@ use std::sync::Arc;
 /// A store that is open for looking.
 pub(super) struct Opened {
     pub(super) inspection: Inspection,
-    /// Copies of each byte that can be read apart.
-    pub(super) copies: usize,
     /// Held, not looked at.
     _locks: Vec<File>,
     _volume: Option<Arc<Volume>>,
@@ -27,7 +25,7 @@ pub(super) struct Opened {
 pub(super) async fn open(members: &[PathBuf], dir: Option<&Path>) -> Result<Opened, LogError> {
     if let Some(dir) = dir {
         let inspection = Inspection::directory(dir).await?;
-        return Ok(Opened { inspection, copies: 1, _locks: Vec::new(), _volume: None });
+        return Ok(Opened { inspection, _locks: Vec::new(), _volume: None });
     }
     let mut locks = Vec::new();
     let mut devices: Vec<Arc<dyn Device>> = Vec::new();
@@ -54,11 +52,6 @@ pub(super) async fn open(members: &[PathBuf], dir: Option<&Path>) -> Result<Open
     }
     let options = AssembleOptions { read_only: true, hold_resync: true };
     let volume = Volume::assemble(devices, options, Arc::new(TokioRuntime::current())).await?;
-    // A volume of more members than copies can be read in a way that avoids each member, too: the first ways are enough
-    // to see every copy.
-    let (ways, slots) =
-        (volume.copies(), volume.status().members.iter().filter(|m| m.slot.is_some()).count());
-    let copies = if ways > slots { ways - slots } else { ways };
     let inspection = Inspection::volume(Arc::clone(&volume) as Arc<dyn Device>).await?;
-    Ok(Opened { inspection, copies, _locks: locks, _volume: Some(volume) })
+    Ok(Opened { inspection, _locks: locks, _volume: Some(volume) })
 }

@@ -26,7 +26,7 @@ pub(super) async fn run(command: &Verify) -> Result<(), LogError> {
     let inspection = &opened.inspection;
     let picked = command.pick.of(inspection)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let options = Options { copies: opened.copies, now: Some((now + PATIENCE) as i64) };
+    let options = Options { now: Some((now + PATIENCE) as i64) };
     let bar = bar("verify", picked.iter().map(|view| PartitionView::bytes(view)).sum());
     let mut findings = inspection.findings.clone();
     let mut total = Counts::default();

@@ -17,7 +17,7 @@ use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Swap, Table};
 use crate::error::{Error, Result};
 use crate::heal::Healing;
-use crate::home::{Found, Io, PartitionId, Sealing, SegmentBytes};
+use crate::home::{Copies, Found, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::Piece;
@@ -328,25 +328,7 @@ impl FileSegment {
     }
 }
 
-impl SegmentBytes for FileSegment {
-    fn begin(&self) -> Io<'_, ()> {
-        Box::pin(async { self.file_to_append().await.map(drop) })
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
-        self.begin()
-    }
-
-    fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {
-        Box::pin(async move {
-            let (file, path) = (self.file_to_append().await?, self.path());
-            let outcome = blocking(move || at("write", &path, file.write_all_at(&data, position))).await;
-            // Even a failed write may have left bytes.
-            self.soil();
-            outcome
-        })
-    }
-
+impl Copies for FileSegment {
     fn read(&self, position: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
         Box::pin(async move {
             let file = self.file().await?;
@@ -367,6 +349,26 @@ impl SegmentBytes for FileSegment {
                 Ok(buf)
             })
             .await
+        })
+    }
+}
+
+impl SegmentBytes for FileSegment {
+    fn begin(&self) -> Io<'_, ()> {
+        Box::pin(async { self.file_to_append().await.map(drop) })
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
+        self.begin()
+    }
+
+    fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {
+        Box::pin(async move {
+            let (file, path) = (self.file_to_append().await?, self.path());
+            let outcome = blocking(move || at("write", &path, file.write_all_at(&data, position))).await;
+            // Even a failed write may have left bytes.
+            self.soil();
+            outcome
         })
     }
 

@@ -32,7 +32,7 @@ use crate::volume::layout::Layout;
 use raid::device::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use source::{Place, Stored};
+use source::{Damaged, Place, Stored};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
@@ -70,13 +70,21 @@ pub struct Finding {
     /// First and last offset concerned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offsets: Option<(i64, i64)>,
+    /// Where copies are not as they should be, or, where no good one is known, where all of them lie.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<Damaged>,
+    /// Whether another copy is sound, so that a store that is opened can heal it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healable: Option<bool>,
     /// What it is.
     pub what: String,
 }
 
 impl Finding {
     pub(crate) fn of_store(severity: Severity, what: String) -> Self {
-        Self { severity, topic: None, partition: None, segment: None, position: None, offsets: None, what }
+        let (topic, partition, segment, position, offsets) = (None, None, None, None, None);
+        let (damaged, healable) = (Vec::new(), None);
+        Self { severity, topic, partition, segment, position, offsets, damaged, healable, what }
     }
 }
 
@@ -166,13 +174,10 @@ impl PartitionView {
 
     pub(crate) fn finding(&self, segment: Option<i64>, severity: Severity, what: String) -> Finding {
         Finding {
-            severity,
             topic: Some(self.topic.clone()),
             partition: Some(self.partition),
             segment,
-            position: None,
-            offsets: None,
-            what,
+            ..Finding::of_store(severity, what)
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Holding a partition against itself: each batch, each copy of it, what is derived from the log against the log, and
-//! what the catalog says against what is there.
+//! what the catalog says, the leader epochs among it, against what is there.
+//!
+//! Of a batch or of derived bytes that a copy does not have good, the finding names the bytes of the member's file, and
+//! whether another copy is sound: then a store that is opened heals it.
 //!
 //! Cost: the log is read once, once more for each copy, and no record is unpacked but markers. Memory: the batches'
 //! places of one segment, 24 bytes each.
 
 use super::sidecars;
-use super::source::Stored;
+use super::source::{Damaged, Stored};
 use super::track::Track;
 use super::walk::{Step, Walk};
 use super::{Finding, PartitionView, SegmentView, Severity};
-use crate::batch::{self, BatchFault, Header};
+use crate::batch::{BatchFault, Header};
 use crate::error::Result;
 use crate::transactions::Aborted;
 use bytes::Bytes;
@@ -32,8 +35,6 @@ pub struct Counts {
 /// How to verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Copies of each byte that can be read apart; 1 for what is kept once.
-    pub copies: usize,
     /// The time now, in milliseconds: later timestamps are noted. `None`: none is.
     pub now: Option<i64>,
 }
@@ -57,6 +58,8 @@ struct Run<'a> {
     /// First offset that was seen.
     first: i64,
     epoch: i32,
+    /// The last pair of a batch's epoch and the listed one that was told, so that a run of them is told once.
+    epochs_told: Option<(i32, i32)>,
     /// Where segments end.
     ends_seen: Vec<i64>,
 }
@@ -77,6 +80,7 @@ pub async fn verify(
         next: None,
         first,
         epoch: -1,
+        epochs_told: None,
         ends_seen: Vec::new(),
     };
     for (at, segment) in view.segments.iter().enumerate() {
@@ -117,7 +121,7 @@ impl Run<'_> {
             let what = format!("it starts at {base}, {next} should follow");
             self.tell(base, Severity::Fault, what);
         }
-        let mut walk = match Walk::new(segment) {
+        let mut walk = match Walk::new(self.view, segment) {
             Ok(walk) => walk,
             Err(error) => {
                 self.tell(base, Severity::Fault, error.to_string());
@@ -136,12 +140,20 @@ impl Run<'_> {
                 }
             };
             let (from, done) = match step {
-                Step::Batch { position, header, fault } => {
-                    self.batch(segment, position, &header, fault);
+                Step::Batch { position, header, fault, .. } => {
+                    let end = position + u64::from(header.size);
+                    let damaged =
+                        walk.damaged(position, end, Some(&header).filter(|_| fault.is_none())).await?;
                     if fault.is_none() {
-                        let bytes = self.copies(&walk, base, position, &header).await?;
-                        let marker = if header.is_control() { bytes } else { None };
+                        let is_fault = !walk.may_differ(position, end);
+                        self.healable(base, position, &header, damaged, is_fault);
+                        let is_marker = header.is_control();
+                        let marker =
+                            if is_marker { Some(walk.batch(position, &header).await?) } else { None };
                         aborted.extend(self.track.see(&header, marker.as_deref()));
+                        self.batch(segment, position, &header, None);
+                    } else {
+                        self.batch(segment, position, &header, fault.map(|fault| (fault, damaged)));
                     }
                     // A damaged batch keeps its place: indexes point to it rightly.
                     placed.push(Placed {
@@ -152,7 +164,11 @@ impl Run<'_> {
                     (position, position + u64::from(header.size))
                 }
                 Step::Gap { position, end, fault, zeroes } => {
-                    self.gap(segment, is_last, position, end, fault, zeroes);
+                    // But for space that was taken ahead.
+                    if !(zeroes && end == segment.len && !segment.exact) {
+                        let damaged = walk.damaged(position, end, None).await?;
+                        self.gap(segment, is_last, position, end, fault, damaged);
+                    }
                     (position, end)
                 }
             };
@@ -166,35 +182,100 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn batch(&mut self, segment: &SegmentView, position: u64, header: &Header, fault: Option<BatchFault>) {
+    fn batch(
+        &mut self,
+        segment: &SegmentView,
+        position: u64,
+        header: &Header,
+        fault: Option<(BatchFault, Vec<Damaged>)>,
+    ) {
         let base = segment.base;
         let offsets = Some((header.base_offset, header.last_offset()));
         self.counts.batches += 1;
         self.counts.bytes += u64::from(header.size);
         let expected = self.next.unwrap_or(base);
-        if let Some(fault) = fault {
+        let is_sound = fault.is_none();
+        if let Some((fault, damaged)) = fault {
             // Its own numbers are not to be believed.
-            self.tell_at(base, position, Some((expected, expected)), Severity::Fault, fault.to_string());
+            let offsets = Some((expected, expected));
+            self.lost(base, position, offsets, Severity::Fault, &fault.to_string(), damaged);
         } else {
             self.counts.records += header.count.max(0) as u64;
+            self.listed(base, position, header);
         }
         let found = header.base_offset;
         if found != expected && !(self.view.compacted && found > expected) {
             let what = BatchFault::BaseOffset { found, expected }.to_string();
             self.tell_at(base, position, offsets, Severity::Fault, what);
         }
-        if fault.is_none() && header.leader_epoch < self.epoch {
+        if is_sound && header.leader_epoch < self.epoch {
             let what = BatchFault::LeaderEpoch { found: header.leader_epoch, previous: self.epoch };
             self.tell_at(base, position, offsets, Severity::Fault, what.to_string());
         }
-        if fault.is_none() && self.options.now.is_some_and(|now| header.max_timestamp > now) {
+        if is_sound && self.options.now.is_some_and(|now| header.max_timestamp > now) {
             let what = format!("its timestamp, {}, lies in the future", header.max_timestamp);
             self.tell_at(base, position, offsets, Severity::Note, what);
         }
         if header.next_offset() > expected && header.last_offset() - base <= i64::from(i32::MAX) {
             self.next = Some(header.next_offset());
         }
-        self.epoch = self.epoch.max(header.leader_epoch);
+        if is_sound {
+            self.epoch = self.epoch.max(header.leader_epoch);
+        }
+    }
+
+    /// Holds a sound batch against the list of leader epochs.
+    fn listed(&mut self, base: i64, position: u64, header: &Header) {
+        // Of what lies before the log's start, the list tells no more.
+        let offset = header.base_offset.max(self.view.log_start);
+        let (found, listed) = (header.leader_epoch, self.view.epochs.at(offset));
+        let wrong = listed.filter(|&listed| listed != found).map(|listed| (found, listed));
+        if let Some((found, listed)) = wrong.filter(|_| self.epochs_told != wrong) {
+            let what = format!(
+                "it was written in leader epoch {found}, the list of leader epochs has {listed} there"
+            );
+            let offsets = Some((header.base_offset, header.last_offset()));
+            self.tell_at(base, position, offsets, Severity::Fault, what);
+        }
+        self.epochs_told = wrong;
+    }
+
+    /// Tells of a batch that is sound in some copy, and not in these.
+    fn healable(&mut self, base: i64, position: u64, header: &Header, damaged: Vec<Damaged>, is_fault: bool) {
+        if damaged.is_empty() {
+            return;
+        }
+        let offsets = Some((header.base_offset, header.last_offset()));
+        let (severity, what) = if is_fault {
+            (Severity::Fault, format!("damaged: {}; another copy is sound", list(&damaged)))
+        } else {
+            let why = "an unclean stop left the copies apart, and the next start makes them equal";
+            (Severity::Note, format!("not as in another copy, which is sound: {}; {why}", list(&damaged)))
+        };
+        let finding = self.view.finding(Some(base), severity, what);
+        let finding = Finding { position: Some(position), offsets, damaged, healable: Some(true), ..finding };
+        self.findings.push(finding);
+    }
+
+    /// Tells of bytes of which no copy is good.
+    fn lost(
+        &mut self,
+        base: i64,
+        position: u64,
+        offsets: Option<(i64, i64)>,
+        severity: Severity,
+        what: &str,
+        damaged: Vec<Damaged>,
+    ) {
+        let what = match &damaged[..] {
+            [] => what.to_owned(),
+            [one] => format!("{what}; {one}"),
+            _ => format!("{what}; no copy is sound: {}", list(&damaged)),
+        };
+        let finding = self.view.finding(Some(base), severity, what);
+        let finding =
+            Finding { position: Some(position), offsets, damaged, healable: Some(false), ..finding };
+        self.findings.push(finding);
     }
 
     fn gap(
@@ -204,13 +285,9 @@ impl Run<'_> {
         position: u64,
         end: u64,
         fault: BatchFault,
-        zeroes: bool,
+        damaged: Vec<Damaged>,
     ) {
         let reaches_end = end == segment.len;
-        if zeroes && reaches_end && !segment.exact {
-            // Space that was taken ahead.
-            return;
-        }
         let bytes = end - position;
         let expected = self.next.unwrap_or(segment.base);
         let offsets = Some((expected, expected));
@@ -221,53 +298,31 @@ impl Run<'_> {
         }
         let follows = if reaches_end { "nothing follows" } else { "a sound batch follows" };
         let what = format!("{bytes} bytes are no batch: {fault}; {follows}");
-        self.tell_at(segment.base, position, offsets, Severity::Fault, what);
+        self.lost(segment.base, position, offsets, Severity::Fault, &what, damaged);
         if !reaches_end {
             // The step over what is lost was told.
             self.next = None;
         }
     }
 
-    /// Reads each copy of a batch. Returns its bytes if a copy is sound, and somebody may want them.
-    async fn copies(
-        &mut self,
-        walk: &Walk,
-        base: i64,
-        position: u64,
-        header: &Header,
-    ) -> Result<Option<Bytes>> {
-        let ways = self.options.copies.min(walk.ways());
-        let offsets = Some((header.base_offset, header.last_offset()));
-        if ways > 1 {
-            for way in 0..ways {
-                let what = match walk.batch(position, header, Some(way)).await {
-                    Ok(bytes) => match Header::parse(&bytes) {
-                        Ok(found) if found != *header => Err("it has another header".to_owned()),
-                        Ok(found) => batch::check(&found, &bytes).map_err(|fault| fault.to_string()),
-                        Err(fault) => Err(fault.to_string()),
-                    },
-                    Err(error) => Err(error.to_string()),
-                };
-                if let Err(what) = what {
-                    let what = format!("copy {way} is damaged, another is sound: {what}");
-                    self.tell_at(base, position, offsets, Severity::Fault, what);
-                }
-            }
-        }
-        if header.is_control() { walk.batch(position, header, None).await.map(Some) } else { Ok(None) }
-    }
-
     /// Reads derived bytes, and tells if they are not what was stored.
     async fn stored(&mut self, base: i64, name: &str, stored: Option<&Stored>) -> Option<Bytes> {
         let stored = stored?;
-        match stored.read().await {
-            Ok(bytes) => match stored.fault(&bytes) {
-                None => Some(bytes),
-                Some(what) => {
-                    self.tell(base, Severity::Fault, format!("{name}: {what}"));
-                    None
+        match stored.read_apart().await {
+            Ok((bytes, damaged)) => {
+                let fault = stored.fault(&bytes);
+                let told = match &fault {
+                    Some(what) => Some(format!("{name}: {what}")),
+                    None if damaged.is_empty() => None,
+                    None => Some(format!("{name}: damaged: {}; another copy is sound", list(&damaged))),
+                };
+                if let Some(what) = told {
+                    let healable = (!damaged.is_empty()).then_some(fault.is_none());
+                    let finding = self.view.finding(Some(base), Severity::Fault, what);
+                    self.findings.push(Finding { damaged, healable, ..finding });
                 }
-            },
+                fault.is_none().then_some(bytes)
+            }
             Err(error) => {
                 self.tell(base, Severity::Fault, format!("{name}: {error}"));
                 None
@@ -391,8 +446,20 @@ impl Run<'_> {
                 self.view.recovery_point
             ));
         }
+        if self.view.epochs.is_empty() && self.view.topic_id.is_some() && self.counts.records > 0 {
+            let what = "no leader epoch is listed".to_owned();
+            self.findings.push(self.view.finding(None, Severity::Note, what));
+        }
+        // Compaction may have emptied the end, and keeps its offset.
+        let end = end.max(self.view.log_start).max(self.view.clean_end.unwrap_or(0));
+        told.extend(self.view.epochs.fault(end));
         for what in told {
             self.findings.push(self.view.finding(None, Severity::Fault, what));
         }
     }
+}
+
+/// Places, one after the other.
+fn list(damaged: &[Damaged]) -> String {
+    damaged.iter().map(Damaged::to_string).collect::<Vec<_>>().join(", ")
 }

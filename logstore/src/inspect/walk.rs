@@ -1,20 +1,23 @@
 //! Going over a segment's batches whatever stands between them: a batch with a wrong checksum is told and passed; where
 //! no batch begins, the next sound one is searched for, byte by byte.
 //!
-//! Memory stays bounded whatever the bytes say: checksums are computed chunk by chunk. A search believes a place only
-//! if offset, counts and length are possible there *and* the checksum is right, so it cannot be led astray by what
-//! records contain; each false candidate costs a checksum, and needs eight bytes of offset that fit.
+//! Of a batch that is bad in the copy that is read first, or stands at an odd offset or in an odd epoch there, the good
+//! copy counts ([`crate::ground`]), as it does for the store.
+//!
+//! Memory stays bounded whatever the bytes say: checksums are computed chunk by chunk ([`crate::scan`]).
 
-use super::source::Source;
-use super::{LARGEST_BATCH, SegmentView};
+use super::source::{Damaged, Source};
+use super::{LARGEST_BATCH, PartitionView, SegmentView};
 use crate::batch::{self, BatchFault, HEADER, Header};
-use crate::error::Result;
+use crate::epochs::Epochs;
+use crate::error::{Error, Result};
+use crate::ground::{Ground, Sound};
+use crate::home::Copies;
+use crate::scan::Scan;
+use crate::segment::End;
 use bytes::{Bytes, BytesMut};
+use std::ops::Range;
 
-/// Bytes read at once.
-const CHUNK: u64 = 256 * 1024;
-/// Where the part of a batch that its checksum covers starts.
-const COVERED: u64 = 21;
 /// Offsets that a segment may span.
 const SPAN: i64 = i32::MAX as i64;
 
@@ -27,10 +30,12 @@ pub enum Step {
         position: u64,
         /// Its header.
         header: Header,
-        /// What is wrong with it.
+        /// What is wrong with it, in all copies.
         fault: Option<BatchFault>,
+        /// The copy that is read first does not have it good; another one does.
+        healed: bool,
     },
-    /// Bytes that are no batch.
+    /// Bytes that are no batch, in any copy.
     Gap {
         /// Where they start.
         position: u64,
@@ -46,171 +51,173 @@ pub enum Step {
 /// A walk over a segment.
 pub struct Walk {
     source: Source,
+    name: String,
+    epochs: Option<Epochs>,
     base: i64,
     len: u64,
     at: u64,
     /// Offset that should follow.
     next: i64,
-    chunk: BytesMut,
-    chunk_at: u64,
+    scan: Scan,
 }
 
 impl Walk {
-    /// Starts at a segment's first byte.
-    pub fn new(segment: &SegmentView) -> Result<Self> {
+    /// Starts at the first byte of a segment of a partition.
+    pub fn new(view: &PartitionView, segment: &SegmentView) -> Result<Self> {
+        Self::start(segment, view.name(), Some(view.epochs.clone()))
+    }
+
+    /// Starts at the first byte of a segment of which nothing else is known.
+    pub fn lone(segment: &SegmentView) -> Result<Self> {
+        Self::start(segment, format!("segment {}", segment.base), None)
+    }
+
+    fn start(segment: &SegmentView, name: String, epochs: Option<Epochs>) -> Result<Self> {
         let source = segment.place.open(segment.len)?;
         let (base, len) = (segment.base, segment.len);
-        Ok(Self { source, base, len, at: 0, next: base, chunk: BytesMut::new(), chunk_at: 0 })
+        Ok(Self { source, name, epochs, base, len, at: 0, next: base, scan: Scan::new(len) })
     }
 
-    /// In how many ways the segment can be read.
-    #[must_use]
-    pub fn ways(&self) -> usize {
-        self.source.ways()
-    }
-
-    /// The bytes in memory from `position` on: at least `least`, unless the segment ends before.
-    async fn bytes(&mut self, position: u64, least: usize) -> Result<&[u8]> {
-        let end = self.chunk_at + self.chunk.len() as u64;
-        let least_end = (position + least as u64).min(self.len);
-        if position < self.chunk_at || least_end > end {
-            let len = (self.len - position).min(CHUNK.max(least as u64)) as usize;
-            self.chunk = self.source.read(position, raid::device::buffer(len), None).await?;
-            self.chunk_at = position;
-        }
-        Ok(&self.chunk[(position - self.chunk_at) as usize..])
+    fn ground(&self) -> Ground<'_> {
+        let Self { source, name, base, len, .. } = self;
+        let end = End { size: *len, next: base.saturating_add(SPAN + 1) };
+        Ground { name, bytes: source, base: *base, end, epochs: self.epochs.as_ref(), epoch: i32::MIN }
     }
 
     /// The next step; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Step>> {
         let position = self.at;
-        if position >= self.len {
-            return Ok(None);
-        }
-        let fault = match self.judge(position).await? {
-            Ok(header) => {
-                self.pass(&header);
-                return Ok(Some(Step::Batch { position, header, fault: None }));
-            }
-            Err((Some(header), fault)) => {
-                if self.goes_on_at(position + u64::from(header.size)).await? {
-                    self.pass(&header);
-                    return Ok(Some(Step::Batch { position, header, fault: Some(fault) }));
-                }
-                fault
-            }
-            Err((None, fault)) => fault,
+        let found = match self.scan.batch_at(&self.source, position).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(found)) => found,
+            Err(Error::Device(_) | Error::File { .. }) => Err(BatchFault::Unreadable),
+            Err(error) => return Err(error),
         };
-        let (end, zeroes) = self.search(position).await?;
+        if let Ok(header) = &found
+            && self.is_sure(header, position)
+        {
+            return Ok(Some(self.pass(position, *header, None, false)));
+        }
+        let best = self.ground().best(position, Some(self.next)).await?;
+        let fault = match (best, found) {
+            (Ok(Sound { header, bytes }), found) => {
+                let healed = found != Ok(header);
+                if healed {
+                    self.scan.patch(position, bytes);
+                }
+                return Ok(Some(self.pass(position, header, None, healed)));
+            }
+            // Strange, and the same in all copies.
+            (Err(_), Ok(header)) => return Ok(Some(self.pass(position, header, None, false))),
+            (Err(_), Err(fault)) => fault,
+        };
+        for way in self.ground().ways() {
+            if let Ok(header) = self.ground().head(position, way).await?
+                && u64::from(header.size) <= self.len - position
+                && self.goes_on_at(position + u64::from(header.size)).await?
+            {
+                return Ok(Some(self.pass(position, header, Some(fault), false)));
+            }
+        }
+        let found = self.ground().search(position, self.next).await?;
+        let end = found.first.map_or(self.len, |(at, _)| at);
+        // The search began behind the first byte, and ended where no header fits any more.
+        let edges = [
+            position..(position + HEADER as u64).min(end),
+            end.saturating_sub(HEADER as u64).max(position)..end,
+        ];
+        let zeroes = found.zeroes && self.is_zero(&edges).await;
         self.at = end;
         Ok(Some(Step::Gap { position, end, fault, zeroes }))
     }
 
-    fn pass(&mut self, header: &Header) {
-        self.at += u64::from(header.size);
-        // A damaged header may say anything; what follows must still be found.
-        let next = header.next_offset();
-        if next > self.next && next - self.base <= SPAN + 1 {
-            self.next = next;
-        }
+    /// Whether a batch whose checksum is right needs no look at other copies.
+    fn is_sure(&self, header: &Header, position: u64) -> bool {
+        let (ground, expected) = (self.ground(), Some(self.next));
+        self.source.copies() == 1
+            || ground.fits(header, position, expected).is_ok() && !ground.is_odd(header, expected)
     }
 
-    /// The sound batch at a position, or what is wrong; with the header if there is room for what it claims.
-    async fn judge(
-        &mut self,
-        position: u64,
-    ) -> Result<std::result::Result<Header, (Option<Header>, BatchFault)>> {
-        let available = self.len - position;
-        let header = match Header::parse(self.bytes(position, HEADER).await?) {
-            Ok(header) => header,
-            Err(fault) => return Ok(Err((None, fault))),
-        };
-        let needed = u64::from(header.size);
-        if needed > available {
-            return Ok(Err((None, BatchFault::Truncated { needed, available })));
+    fn pass(&mut self, position: u64, header: Header, fault: Option<BatchFault>, healed: bool) -> Step {
+        self.at = position + u64::from(header.size);
+        // A damaged header may say anything; what follows must still be found.
+        let next = header.next_offset();
+        if fault.is_none() && next > self.next && next <= self.base.saturating_add(SPAN + 1) {
+            self.next = next;
         }
-        let (mut from, end, mut crc) = (position + COVERED, position + needed, 0);
-        while from < end {
-            let part = self.bytes(from, 1).await?;
-            let n = (part.len() as u64).min(end - from) as usize;
-            crc = crc32c::crc32c_append(crc, &part[..n]);
-            from += n as u64;
-        }
-        Ok(batch::check_sums(&header, crc).map(|()| header).map_err(|fault| (Some(header), fault)))
+        Step::Batch { position, header, fault, healed }
     }
 
     /// Whether a batch that is damaged may end here: another one starts, or the segment or its written part ends.
-    async fn goes_on_at(&mut self, position: u64) -> Result<bool> {
+    async fn goes_on_at(&self, position: u64) -> Result<bool> {
         if position >= self.len {
             return Ok(true);
         }
-        Ok(match Header::parse(self.bytes(position, HEADER).await?) {
-            Ok(header) => self.is_possible(&header, position),
-            Err(fault) => fault == BatchFault::Zeroes,
-        })
-    }
-
-    fn is_possible(&self, header: &Header, position: u64) -> bool {
-        u64::from(header.size) <= self.len - position
-            && header.base_offset >= self.next
-            && header.base_offset - self.base <= SPAN
-            && header.last_offset_delta >= 0
-            && (0..=i64::from(header.last_offset_delta) + 1).contains(&i64::from(header.count))
-    }
-
-    /// The first sound batch after a position that has none, or the segment's end; and whether only zeroes were passed.
-    async fn search(&mut self, position: u64) -> Result<(u64, bool)> {
-        let (mut at, mut zeroes) = (position, true);
-        while at < self.len {
-            let window = self.bytes(at, HEADER).await?;
-            zeroes &= window.iter().all(|&byte| byte == 0);
-            if window.len() < HEADER {
-                break;
-            }
-            let starts = window.len() - HEADER + 1;
-            let skip = usize::from(at == position);
-            // A batch says 2 at its byte 16; most bytes are sorted out by that.
-            let candidates: Vec<(u64, Header)> = window[16..16 + starts]
-                .iter()
-                .enumerate()
-                .skip(skip)
-                .filter(|&(_, &magic)| magic == 2)
-                .filter_map(|(from, _)| Some((at + from as u64, Header::parse(&window[from..]).ok()?)))
-                .collect();
-            for (candidate, header) in candidates {
-                if self.is_possible(&header, candidate) && self.judge(candidate).await?.is_ok() {
-                    // The candidate's own first bytes are not zero.
-                    let clear = self.is_zero(position, candidate).await?;
-                    return Ok((candidate, clear));
+        let ground = self.ground();
+        for way in ground.ways() {
+            let follows = match ground.head(position, way).await? {
+                Ok(header) => {
+                    let counts = 0..=i64::from(header.last_offset_delta) + 1;
+                    ground.fits(&header, position, Some(self.next)).is_ok()
+                        && counts.contains(&i64::from(header.count))
                 }
+                Err(fault) => fault == BatchFault::Zeroes,
+            };
+            if follows {
+                return Ok(true);
             }
-            at += starts as u64;
         }
-        Ok((self.len, zeroes))
+        Ok(false)
     }
 
-    async fn is_zero(&mut self, from: u64, to: u64) -> Result<bool> {
-        let mut at = from;
-        while at < to {
-            let part = self.bytes(at, 1).await?;
-            let n = (part.len() as u64).min(to - at) as usize;
-            if part[..n].iter().any(|&byte| byte != 0) {
-                return Ok(false);
+    /// Whether there are only zeroes in these few bytes.
+    async fn is_zero(&self, ranges: &[Range<u64>]) -> bool {
+        for range in ranges {
+            let read = self.raw(range.start, (range.end - range.start) as usize).await;
+            if !read.is_ok_and(|bytes| bytes.iter().all(|&byte| byte == 0)) {
+                return false;
             }
-            at += n as u64;
         }
-        Ok(true)
+        true
     }
 
-    /// All bytes of a batch; `way` for one copy of several.
-    pub async fn batch(&self, position: u64, header: &Header, way: Option<usize>) -> Result<Bytes> {
+    /// All bytes of a batch, which this walk has passed: sound ones, if any copy has them.
+    pub async fn batch(&self, position: u64, header: &Header) -> Result<Bytes> {
         // Its size was found to lie within the segment.
         let len = u64::from(header.size).min(LARGEST_BATCH) as usize;
-        Ok(self.source.read(position, raid::device::buffer(len), way).await?.freeze())
+        let read = self.source.read(position, raid::device::buffer(len)).await.map(BytesMut::freeze);
+        let is_it = |bytes: &[u8]| Header::parse(bytes) == Ok(*header) && batch::check(header, bytes).is_ok();
+        if matches!(&read, Ok(bytes) if is_it(bytes)) || self.source.copies() == 1 {
+            return read;
+        }
+        match self.ground().best(position, Some(header.base_offset)).await? {
+            Ok(sound) if sound.header == *header => Ok(sound.bytes),
+            _ => read,
+        }
+    }
+
+    /// Where copies of a batch that this walk has passed, or of a gap, are not as they should be; all of them, where no
+    /// good one is known. Empty where everything is kept once, and nothing is known to be wrong.
+    pub(crate) async fn damaged(
+        &self,
+        position: u64,
+        end: u64,
+        sound: Option<&Header>,
+    ) -> Result<Vec<Damaged>> {
+        let Some(header) = sound else { return Ok(self.source.all(position, end - position).await) };
+        if self.source.copies() == 1 || self.source.agree(position, end - position).await {
+            return Ok(Vec::new());
+        }
+        Ok(self.source.apart(position, &self.batch(position, header).await?).await)
+    }
+
+    /// Whether copies may differ there without a fault: since an unclean stop, until the next start.
+    pub(crate) fn may_differ(&self, position: u64, end: u64) -> bool {
+        self.source.may_differ(position, end - position)
     }
 
     /// Bytes as they are, for copying.
     pub(crate) async fn raw(&self, position: u64, len: usize) -> Result<Bytes> {
-        Ok(self.source.read(position, raid::device::buffer(len), None).await?.freeze())
+        Ok(self.source.read(position, raid::device::buffer(len)).await?.freeze())
     }
 }

@@ -32,15 +32,18 @@ use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
-use crate::heal::{Ground, Lost};
+use crate::ground::Ground;
+use crate::heal::Lost;
 use crate::home::{Found, PartitionId, SegmentBytes};
 use crate::index::Index;
 use crate::producers::Producers;
-use crate::segment::{End, Scan, Segment};
+use crate::scan::Scan;
+use crate::segment::{End, Segment};
 use crate::unsynced;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::sync::watch;
@@ -184,28 +187,29 @@ struct Scanned {
     fault: Option<BatchFault>,
 }
 
-/// Checks a segment from its start to the end of `ground`.
+/// Checks a segment from its start to the end of `ground`, which is that of its bytes.
 async fn scan(
+    bytes: &Arc<dyn SegmentBytes>,
     ground: Ground<'_>,
     interval: u64,
     chain: &mut Chain<'_>,
     replay: &mut Replay,
 ) -> Result<Scanned> {
-    let Ground { id, bytes, base, end: End { size: reach, .. }, .. } = ground;
-    let mut scan = Scan::new(bytes, reach);
+    let Ground { name, base, end: End { size: reach, .. }, .. } = ground;
+    let mut scan = Scan::new(reach);
     let mut index = Index::new(base);
     let mut end = End { size: 0, next: base };
     let (mut opened, mut transactions_from, mut fault, mut lost) = (None, None, None, Vec::new());
     let mut mends = Mends::default();
     let mut restamped = 0;
     loop {
-        let outcome = match answered(id, scan.batch_at(end.size).await)? {
+        let outcome = match answered(name, scan.batch_at(ground.bytes, end.size).await)? {
             Ok(None) => break,
             Ok(Some(outcome)) => outcome,
             Err(unreadable) => Err(unreadable),
         };
         let found = outcome.and_then(|header| follows(header, end, base, chain));
-        let mut header = match choose(&ground, &mut scan, &mut mends, end, chain, found).await? {
+        let mut header = match choose(bytes, &ground, &mut scan, &mut mends, end, chain, found).await? {
             Ok(header) => header,
             Err(found) => {
                 // What cannot be read now may be read at the next start: nothing is given up for it.
@@ -232,10 +236,10 @@ async fn scan(
             // What waits to be made equal in all copies says the other epoch, and would be written over it.
             mends.carry_out(bytes).await?;
             header.leader_epoch = epoch;
-            restamp(&ground, end.size, epoch).await;
+            restamp(bytes, &ground, end.size, epoch).await;
             restamped += 1;
         }
-        let marker = match answered(id, scan.marker_at(end.size, &header).await)? {
+        let marker = match answered(name, scan.marker_at(ground.bytes, end.size, &header).await)? {
             Ok(marker) => marker,
             Err(unreadable) => {
                 fault = Some(unreadable);
@@ -253,17 +257,14 @@ async fn scan(
     }
     mends.carry_out(bytes).await?;
     if restamped > 0 {
-        let (topic, partition) = (&id.topic, id.key.partition);
         tracing::warn!(
-            "{topic}-{partition}: {restamped} batches of segment {base} said a leader epoch in which they were not written"
+            "{name}: {restamped} batches of segment {base} said a leader epoch in which they were not written"
         );
     }
     if mends.batches > 0 {
         bytes.healing().mended(mends.batches);
         tracing::warn!(
-            "{}-{}: {} batches of segment {base} were not the same in all copies; they are now",
-            id.topic,
-            id.key.partition,
+            "{name}: {} batches of segment {base} were not the same in all copies; they are now",
             mends.batches
         );
     }
@@ -271,11 +272,11 @@ async fn scan(
 }
 
 /// What was read. That a disk does not answer is the fault of the batch it was asked for, and no other log's.
-fn answered<T>(id: &PartitionId, read: Result<T>) -> Result<std::result::Result<T, BatchFault>> {
+fn answered<T>(name: &dyn Display, read: Result<T>) -> Result<std::result::Result<T, BatchFault>> {
     match read {
         Ok(read) => Ok(Ok(read)),
         Err(error @ (Error::Device(_) | Error::File { .. })) => {
-            tracing::warn!("{}-{}: {error}", id.topic, id.key.partition);
+            tracing::warn!("{name}: {error}");
             Ok(Err(BatchFault::Unreadable))
         }
         Err(error) => Err(error),
@@ -326,14 +327,14 @@ impl Mends {
 /// Looks at the other copies where one is not sound, or where they may differ: what is kept is what every later read
 /// returns, from whichever copy. `Unreadable` is only what no copy answers.
 async fn choose(
+    bytes: &Arc<dyn SegmentBytes>,
     ground: &Ground<'_>,
-    scan: &mut Scan<'_>,
+    scan: &mut Scan,
     mends: &mut Mends,
     end: End,
     chain: &Chain<'_>,
     found: std::result::Result<Header, BatchFault>,
 ) -> Result<std::result::Result<Header, BatchFault>> {
-    let bytes = ground.bytes;
     // What was read at once goes further than the batch: it may be readable by itself.
     if bytes.copies() == 1 && found != Err(BatchFault::Unreadable) {
         return Ok(found);
@@ -341,7 +342,7 @@ async fn choose(
     if let Ok(header) = &found {
         let len = u64::from(header.size);
         let is_sure = !bytes.may_differ(end.size, len)
-            || answered(ground.id, bytes.agree(end.size, len).await)?.unwrap_or(false);
+            || answered(ground.name, bytes.agree(end.size, len).await)?.unwrap_or(false);
         if is_sure && !ground.is_odd(header, Some(end.next)) {
             return Ok(found);
         }
@@ -400,13 +401,10 @@ impl Chain<'_> {
 
 /// Writes the right leader epoch into a batch: durable with the flush that ends recovery. A disk that does not take it
 /// changes nothing of what is served but this number.
-async fn restamp(ground: &Ground<'_>, position: u64, epoch: i32) {
-    let (stamp, Ground { id, base, .. }) = (Bytes::copy_from_slice(&epoch.to_be_bytes()), ground);
-    if let Err(error) = ground.bytes.write(position + batch::FRAME as u64, stamp).await {
-        let (topic, partition) = (&id.topic, id.key.partition);
-        tracing::warn!(
-            "{topic}-{partition}: byte {position} of segment {base} keeps a wrong leader epoch: {error}"
-        );
+async fn restamp(bytes: &Arc<dyn SegmentBytes>, ground: &Ground<'_>, position: u64, epoch: i32) {
+    let (stamp, Ground { name, base, .. }) = (Bytes::copy_from_slice(&epoch.to_be_bytes()), ground);
+    if let Err(error) = bytes.write(position + batch::FRAME as u64, stamp).await {
+        tracing::warn!("{name}: byte {position} of segment {base} keeps a wrong leader epoch: {error}");
     }
 }
 
@@ -466,14 +464,14 @@ async fn recover(
         let reach = here.sealed.map_or(here.reach, |sealed| sealed.min(here.reach));
         let interval = config.index_interval_bytes as u64;
         let ground = Ground {
-            id: &id,
-            bytes: &here.bytes,
+            name: &id,
+            bytes: &*here.bytes,
             base: here.base,
             end: End { size: reach, next: i64::MAX },
             epochs: Some(&epochs),
             epoch: i32::MIN,
         };
-        let scanned = scan(ground, interval, &mut chain, &mut replay).await?;
+        let scanned = scan(&here.bytes, ground, interval, &mut chain, &mut replay).await?;
         let mut end = scanned.end;
         let mut lost = scanned.lost;
         let next = rest.front().map_or(record.recovery_point, |next| next.base);

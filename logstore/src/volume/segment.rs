@@ -14,7 +14,7 @@ use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, SegmentKey, SegmentRecord, Table};
 use crate::error::{Error, Result};
 use crate::heal::Healing;
-use crate::home::{Io, Sealing, SegmentBytes};
+use crate::home::{Copies, Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use raid::device::{Durability, Piece};
@@ -300,6 +300,51 @@ impl VolumeSegment {
     }
 }
 
+impl Copies for VolumeSegment {
+    fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
+        Box::pin(async move {
+            let places = self.places(at, buf.len() as u64)?;
+            if let [place] = places[..] {
+                return Ok(self.home.device.read(place.at, buf).await?);
+            }
+            let mut from = 0;
+            for place in places {
+                let part = raid::device::buffer(place.len as usize);
+                let part = self.home.device.read(place.at, part).await?;
+                buf[from..from + part.len()].copy_from_slice(&part);
+                from += part.len();
+            }
+            Ok(buf)
+        })
+    }
+
+    fn copies(&self) -> usize {
+        self.home.device.copies()
+    }
+
+    fn read_copy(&self, at: u64, mut buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
+        Box::pin(async move {
+            let places = self.places(at, buf.len() as u64)?;
+            if let [place] = places[..] {
+                return Ok(self.home.device.read_copy(place.at, buf, copy).await?);
+            }
+            let mut from = 0;
+            for place in places {
+                let part = raid::device::buffer(place.len as usize);
+                let part = self.home.device.read_copy(place.at, part, copy).await?;
+                buf[from..from + part.len()].copy_from_slice(&part);
+                from += part.len();
+            }
+            Ok(buf)
+        })
+    }
+
+    fn may_differ(&self, at: u64, len: u64) -> bool {
+        let places = places(&self.record.read().extents, at, len).unwrap_or_default();
+        places.iter().any(|place| self.home.device.may_differ(place.at, place.len))
+    }
+}
+
 impl SegmentBytes for VolumeSegment {
     fn begin(&self) -> Io<'_, ()> {
         Box::pin(async {
@@ -344,23 +389,6 @@ impl SegmentBytes for VolumeSegment {
         })
     }
 
-    fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
-        Box::pin(async move {
-            let places = self.places(at, buf.len() as u64)?;
-            if let [place] = places[..] {
-                return Ok(self.home.device.read(place.at, buf).await?);
-            }
-            let mut from = 0;
-            for place in places {
-                let part = raid::device::buffer(place.len as usize);
-                let part = self.home.device.read(place.at, part).await?;
-                buf[from..from + part.len()].copy_from_slice(&part);
-                from += part.len();
-            }
-            Ok(buf)
-        })
-    }
-
     fn found(&self) {
         // A flush covers all that is on the volume: each of its members is synced as a whole, whoever wrote to it.
     }
@@ -376,32 +404,6 @@ impl SegmentBytes for VolumeSegment {
             }
             Ok(Some(pieces))
         })
-    }
-
-    fn copies(&self) -> usize {
-        self.home.device.copies()
-    }
-
-    fn read_copy(&self, at: u64, mut buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
-        Box::pin(async move {
-            let places = self.places(at, buf.len() as u64)?;
-            if let [place] = places[..] {
-                return Ok(self.home.device.read_copy(place.at, buf, copy).await?);
-            }
-            let mut from = 0;
-            for place in places {
-                let part = raid::device::buffer(place.len as usize);
-                let part = self.home.device.read_copy(place.at, part, copy).await?;
-                buf[from..from + part.len()].copy_from_slice(&part);
-                from += part.len();
-            }
-            Ok(buf)
-        })
-    }
-
-    fn may_differ(&self, at: u64, len: u64) -> bool {
-        let places = places(&self.record.read().extents, at, len).unwrap_or_default();
-        places.iter().any(|place| self.home.device.may_differ(place.at, place.len))
     }
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {

@@ -187,10 +187,10 @@ async fn look(place: &Place) -> Result<(Vec<Finding>, BTreeSet<(String, i64)>)> 
     let inspection = inspect(place).await?;
     let (mut findings, mut sound) = (inspection.findings.clone(), BTreeSet::new());
     for view in &inspection.partitions {
-        let options = Options { copies: 1, now: Some(NOW + 1_000_000) };
+        let options = Options { now: Some(NOW + 1_000_000) };
         findings.extend(verify(view, options, &mut |_| ()).await?.1);
         for segment in &view.segments {
-            let Ok(mut walk) = Walk::new(segment) else { continue };
+            let Ok(mut walk) = Walk::new(view, segment) else { continue };
             while let Ok(Some(step)) = walk.next().await {
                 if let Step::Batch { header, fault: None, .. } = step {
                     sound.insert((view.topic.clone(), header.base_offset));

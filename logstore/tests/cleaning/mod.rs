@@ -109,7 +109,7 @@ pub fn verified(place: &Place) {
         };
         let mut findings = inspection.findings.clone();
         for view in &inspection.partitions {
-            let options = verify::Options { copies: 1, now: None };
+            let options = verify::Options { now: None };
             findings.extend(verify::verify(view, options, &mut |_| ()).await.unwrap().1);
         }
         findings.retain(|finding| finding.severity == Severity::Fault);

@@ -119,6 +119,19 @@ pub enum Identity {
     Disk(u64),
 }
 
+/// A device that another one is made of, and the part of a copy that lies there.
+#[derive(Clone)]
+pub struct Holder {
+    /// The device below.
+    pub device: Arc<dyn Device>,
+    /// First byte there.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Which byte of the range that was asked for is the first one.
+    pub of: u64,
+}
+
 /// A run of bytes that is stored in one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -230,6 +243,13 @@ pub trait Device: Send + Sync + 'static {
     /// no I/O.
     fn may_differ(&self, _at: u64, _len: u64) -> bool {
         false
+    }
+
+    /// Where a range lies on the devices that this one is made of: a holder for each part of each copy that may be read,
+    /// part by part, in order. None where it is made of no others. For those who look at copies one by one, and while
+    /// nobody writes the range: who reads a holder goes past all that this device knows.
+    fn holders(&self, _at: u64, _len: u64) -> Vec<Holder> {
+        Vec::new()
     }
 
     /// Whether all copies of a range can be read and hold the same. Reads each once.

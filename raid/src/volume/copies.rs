@@ -8,7 +8,7 @@
 //! (all layouts but near copies on r members): way `c` reads copy number c of each chunk; way `r + m` avoids the member in slot m. So whichever *one*
 //! member holds noise, one way reads none of it, however a range is spread over chunks; and if in each set of mirrors
 //! it is the same number, one way does as well. A copy that is missing, incomplete, listed as bad or unreadable is
-//! skipped for the next of its chunk.
+//! skipped for the next of its chunk. Who wants to know which member holds what asks for [`Inner::holders`].
 //!
 //! **A mend is no write.** The array's content stays the same: one copy did not have it. Therefore no bit is set before:
 //! a bit would, after a power cut, have the first copy in slot order copied over the others, and that may be the
@@ -26,7 +26,7 @@
 //! the blocks that differ, and its member a flush a window.
 
 use super::{Contents, Inner, Order, Roster, Verdict, run_to_end};
-use crate::device::{Durability, check_range};
+use crate::device::{Durability, Holder, check_range};
 use crate::error::{Error, Operation, Result};
 use crate::event::Event;
 use crate::geometry::{Chunk, MemberOffset, Slot, Span};
@@ -99,6 +99,25 @@ impl Inner {
             }
         }
         Err(failure.unwrap_or_else(|| self.no_copy(span)))
+    }
+
+    /// Where each readable copy of a range lies; nothing of a range that reaches past the end.
+    pub(super) fn holders(&self, at: u64, len: u64) -> Vec<Holder> {
+        let roster = self.roster();
+        if check_range(Operation::Read, at, len, roster.geometry.size()).is_err() {
+            return Vec::new();
+        }
+        let spans = roster.geometry.spans(at, len);
+        let copies = spans.flat_map(|span| {
+            let holder = |(member, place): (&Arc<Member>, u64)| Holder {
+                device: Arc::clone(&member.device),
+                at: place,
+                len: span.len,
+                of: span.at - at,
+            };
+            roster.readable(span).into_iter().map(holder).collect::<Vec<_>>()
+        });
+        copies.collect()
     }
 
     /// Whether all copies of the range can be read and are equal.

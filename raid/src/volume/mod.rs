@@ -58,7 +58,9 @@ pub(crate) use roster::{Roster, Seat};
 pub(crate) use stall::Order;
 
 use crate::bitmap::Intent;
-use crate::device::{Device, Durability, Extent, INSTANT, Identity, Io, Piece, ZeroMode, check_range};
+use crate::device::{
+    Device, Durability, Extent, Holder, INSTANT, Identity, Io, Piece, ZeroMode, check_range,
+};
 use crate::error::{Error, Operation, Result};
 use crate::event::{Event, EventLog, Mismatch};
 use crate::member::Member;
@@ -552,6 +554,10 @@ impl Device for Volume {
 
     fn may_differ(&self, at: u64, len: u64) -> bool {
         self.inner.may_differ(at, len)
+    }
+
+    fn holders(&self, at: u64, len: u64) -> Vec<Holder> {
+        self.inner.holders(at, len)
     }
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {

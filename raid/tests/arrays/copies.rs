@@ -70,6 +70,28 @@ async fn one_way_reads_around_whichever_member_holds_noise_and_mending_makes_it_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn holders_are_all_copies_of_a_range_and_say_where_each_part_lies() {
+    for (layout, members) in SHAPES {
+        let (array, content) = filled(layout, members).await;
+        let volume = array.start().await;
+        let (at, len) = (3 * CHUNK + 777, 9 * CHUNK + 5);
+        let holders = volume.holders(at, len);
+        let mut seen = vec![0; len as usize];
+        for one in &holders {
+            let found = one.device.read(one.at, buffer(one.len as usize)).await.unwrap();
+            let from = (at + one.of) as usize;
+            assert!(found == content[from..from + one.len as usize], "{layout} {members}");
+            seen[one.of as usize..(one.of + one.len) as usize].iter_mut().for_each(|count| *count += 1);
+        }
+        assert!(seen.iter().all(|count| *count == array.geometry.copies()), "{layout} {members}");
+        assert!(holders.is_sorted_by_key(|one| one.of));
+        assert!(volume.holders(volume.size(), 1).is_empty() && holders[0].device.holders(0, 1).is_empty());
+        drop(holders);
+        array.stop(volume).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mend_changes_what_differs_on_each_copy_and_nothing_beside_it() {
     for caching in [Caching::PageCache, Caching::Direct] {
         let (array, content) = filled("n2", 2).await;
