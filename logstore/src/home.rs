@@ -16,7 +16,7 @@ use crate::epochs::Epochs;
 use crate::error::Result;
 use crate::heal::Healing;
 use bytes::{Bytes, BytesMut};
-use raid::device::Piece;
+use raid::device::{Holder, Piece};
 use raid::runtime::BoxFuture;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -124,6 +124,9 @@ pub(crate) trait SegmentBytes: Copies + Debug {
     fn agree(&self, _at: u64, _len: u64) -> Io<'_, bool> {
         Box::pin(async { Ok(true) })
     }
+
+    /// Where all copies lie, on the devices whose page cache they go through.
+    fn holders(&self, at: u64, len: u64) -> Io<'_, Vec<Holder>>;
 
     /// Makes all copies hold `good`, durably; returns how many did not. Without copies there is nothing to do it from.
     fn mend(&self, _at: u64, _good: Bytes) -> Io<'_, u64> {

@@ -20,13 +20,14 @@
 //!   partitions.
 //! - [`partition`]: a log with one appender: append, read, upkeep, recovery.
 //! - [`inspect`], [`export`]: offline looks at a store, and copies of it in Kafka's own layout, for tools.
-//! - [`scrub`]: all of it, in all copies, in the background.
+//! - [`scrub`]: all of it, in all copies, in the background; `cold`: without filling the page cache.
 //! - [`store`]: topics, and the life of the whole; `tasks`, `graveyard`, `context`: what partitions share.
 
 mod aborted;
 pub mod batch;
 mod catalog;
 mod cleaner;
+mod cold;
 mod commit;
 pub mod compaction;
 pub mod compression;

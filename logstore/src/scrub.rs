@@ -9,10 +9,12 @@
 //! and when it is stopped, so that it goes on there after a restart. What was appended after it came by waits for the next.
 //!
 //! Cost: each copy is read once, its bytes bounded by [`ScrubOptions::bytes_per_second`] (counted once, whatever the
-//! copies); two windows of memory; one small commit a minute.
+//! copies); two windows of memory, and no more of the page cache than before ([`crate::cold`]); one small commit a minute. The
+//! next segment is found by a search, whatever the number of topics.
 
 use crate::catalog::Change;
 use crate::catalog::records::Table;
+use crate::cold::Cold;
 use crate::error::{Error, Result};
 use crate::heal::{HealingCounts, Outcome, Verified};
 use crate::partition::Partition;
@@ -25,9 +27,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 /// Bytes of a segment that are checked at once.
 const WINDOW: u64 = 1 << 20;
+/// A rest over which what was read cold is not kept in memory.
+const LONG: Duration = Duration::from_millis(100);
 /// Time between notes of where it is.
 const NOTE: Duration = Duration::from_secs(60);
 /// Under which it is kept in the catalog.
@@ -120,6 +125,12 @@ impl Scrub {
 
     fn is_stopping(&self) -> bool {
         self.state.lock().stopping
+    }
+
+    /// The time that so many bytes may take.
+    fn time_for(&self, bytes: u64) -> Duration {
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.options.bytes_per_second.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
 
@@ -249,12 +260,19 @@ async fn run(running: Running) {
 
 /// Goes over all that is left. Returns the segment at which it was stopped.
 async fn walk(store: &Arc<Store>) -> std::result::Result<Option<Place>, (Place, Error)> {
+    let mut cold = Cold::default();
+    let outcome = walk_on(store, &mut cold).await;
+    cold.forget_all().await;
+    outcome
+}
+
+async fn walk_on(store: &Arc<Store>, cold: &mut Cold) -> std::result::Result<Option<Place>, (Place, Error)> {
     let mut next = store.scrub.state.lock().record.next.unwrap_or_default();
     let mut noted = store.context.tasks.runtime().now();
     loop {
         let Some((place, partition, segment)) = store.from(next) else { return Ok(None) };
         next = place;
-        if !scrub_segment(store, &partition, &segment).await.map_err(|error| (place, error))? {
+        if !scrub_segment(store, cold, &partition, &segment).await.map_err(|error| (place, error))? {
             return Ok(Some(place));
         }
         next.2 += 1;
@@ -270,32 +288,38 @@ async fn walk(store: &Arc<Store>) -> std::result::Result<Option<Place>, (Place, 
 impl Store {
     /// The first segment at a place or after it.
     fn from(&self, next: Place) -> Option<(Place, Arc<Partition>, Arc<Segment>)> {
-        let mut topics = self.topics();
-        topics.sort_unstable_by_key(|topic| topic.id());
-        for topic in topics {
-            for partition in topic.partitions() {
-                let place = (topic.id().as_u128(), partition.index());
-                if place < (next.0, next.1) {
-                    continue;
-                }
-                let least = if place == (next.0, next.1) { next.2 } else { 0 };
+        let mut id = Some(next.0);
+        while let Some(topic) = id.and_then(|id| self.topic_from(Uuid::from_u128(id))) {
+            let number = topic.id().as_u128();
+            let (first, least) = if number == next.0 { (next.1, next.2) } else { (0, 0) };
+            for partition in topic.partitions().iter().skip(first.max(0) as usize) {
+                let least = if partition.index() == first { least } else { 0 };
                 if let Some(segment) = partition.segment_from(least) {
-                    return Some(((place.0, place.1, segment.base), Arc::clone(partition), segment));
+                    return Some(((number, partition.index(), segment.base), Arc::clone(partition), segment));
                 }
             }
+            id = number.checked_add(1);
         }
         None
     }
 }
 
 /// Checks a segment; `false` if it was stopped.
-async fn scrub_segment(store: &Arc<Store>, partition: &Partition, segment: &Arc<Segment>) -> Result<bool> {
+async fn scrub_segment(
+    store: &Arc<Store>,
+    cold: &mut Cold,
+    partition: &Partition,
+    segment: &Arc<Segment>,
+) -> Result<bool> {
     let epochs = partition.epochs();
     let (mut position, mut expected) = (0, Some(segment.base));
     while position < segment.end().size {
         if store.scrub.is_stopping() || store.context.check().is_err() {
             return Ok(false);
         }
+        // The last batch of the window may reach into the next.
+        let reach = (2 * WINDOW).min(segment.end().size - position);
+        cold.look(&*segment.bytes, position, reach).await?;
         let verified = segment.verify(position, position + WINDOW, i64::MIN, expected, Some(&epochs)).await?;
         let Verified::To(end, next) = verified else { return Err(segment.damaged_at(position)) };
         if !segment.bytes.agree(position, end - position).await.unwrap_or(false) {
@@ -303,8 +327,12 @@ async fn scrub_segment(store: &Arc<Store>, partition: &Partition, segment: &Arc<
         }
         let bytes = end - position;
         store.scrub.progress.fetch_add(bytes, Ordering::Relaxed);
+        let time = store.scrub.time_for(bytes);
+        if cold.passed(&*segment.bytes, position, bytes).await? || time > LONG {
+            cold.forget_passed().await;
+        }
         (position, expected) = (end, next);
-        rest(store, bytes).await;
+        rest(store, time).await;
     }
     Ok(true)
 }
@@ -340,14 +368,12 @@ async fn make_agree(
 }
 
 /// Keeps the pace, unless it is stopped meanwhile.
-async fn rest(store: &Store, bytes: u64) {
+async fn rest(store: &Store, time: Duration) {
     let stopped = store.scrub.stopped.notified();
     futures_util::pin_mut!(stopped);
     stopped.as_mut().enable();
     if store.scrub.is_stopping() {
         return;
     }
-    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(store.scrub.options.bytes_per_second.max(1));
-    let time = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
     let _whichever_comes_first = select(store.context.tasks.runtime().sleep(time), stopped).await;
 }

@@ -144,7 +144,7 @@ impl Topic {
 #[derive(Debug, Default)]
 struct Topics {
     by_name: BTreeMap<Arc<str>, Arc<Topic>>,
-    by_id: HashMap<Uuid, Arc<Topic>>,
+    by_id: BTreeMap<Uuid, Arc<Topic>>,
 }
 
 impl Topics {
@@ -421,6 +421,11 @@ impl Store {
     #[must_use]
     pub fn topic_by_id(&self, id: Uuid) -> Option<Arc<Topic>> {
         self.topics.read().by_id.get(&id).cloned()
+    }
+
+    /// The topic with this id, or else the one with the next.
+    pub(crate) fn topic_from(&self, id: Uuid) -> Option<Arc<Topic>> {
+        self.topics.read().by_id.range(id..).next().map(|(_, topic)| Arc::clone(topic))
     }
 
     /// All topics, by name.

@@ -29,7 +29,7 @@ use crate::segment::End;
 use crate::store::Store;
 use crate::volume::extent::UNIT;
 use bytes::{Bytes, BytesMut};
-use raid::device::{EQUALISED, Piece};
+use raid::device::{EQUALISED, Holder, Piece};
 use raid::range_set::RangeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,6 +252,10 @@ impl SegmentBytes for Unsynced {
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
         self.bytes.agree(at, len)
+    }
+
+    fn holders(&self, at: u64, len: u64) -> Io<'_, Vec<Holder>> {
+        self.bytes.holders(at, len)
     }
 
     fn mend(&self, at: u64, good: Bytes) -> Io<'_, u64> {

@@ -20,7 +20,7 @@ use crate::heal::Healing;
 use crate::home::{Copies, Found, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use raid::device::Piece;
+use raid::device::{Device, FileDevice, Holder, Piece};
 use rustix::io::ReadWriteFlags;
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut, Read};
@@ -379,6 +379,13 @@ impl SegmentBytes for FileSegment {
     fn found(&self) {
         self.soil();
         self.home.soil_dir(&self.dir.path());
+    }
+
+    fn holders(&self, at: u64, len: u64) -> Io<'_, Vec<Holder>> {
+        Box::pin(async move {
+            let device: Arc<dyn Device> = Arc::new(FileDevice::of(self.file().await?, &self.path())?);
+            Ok(vec![Holder { device, at, len, of: 0 }])
+        })
     }
 
     fn healing(&self) -> &Arc<Healing> {

@@ -134,18 +134,8 @@ impl Source {
         Ok(buf)
     }
 
-    /// Where each copy of a range lies; of a device that is made of no others, there.
     fn holders(&self, at: u64, len: u64) -> Vec<Holder> {
-        let (mut all, mut of) = (Vec::new(), 0);
-        for Extent { at, len } in self.places(at, len) {
-            let below = self.device.holders(at, len);
-            if below.is_empty() {
-                all.push(Holder { device: Arc::clone(&self.device), at, len, of });
-            }
-            all.extend(below.into_iter().map(|one| Holder { of: one.of + of, ..one }));
-            of += len;
-        }
-        all
+        crate::volume::holders(&self.device, &self.places(at, len))
     }
 
     /// Whether all copies of a range can be read and hold the same. Reads each once.

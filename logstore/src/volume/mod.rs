@@ -27,7 +27,7 @@ use copies::{Head, look_blank};
 use extent::{Extent, FreeSpace, round_up};
 use layout::{HeaderFault, Layout};
 use parking_lot::Mutex;
-use raid::device::{Device, Durability, ZeroMode};
+use raid::device::{Device, Durability, Holder, ZeroMode};
 use segment::VolumeSegment;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -292,4 +292,18 @@ async fn format(device: &Arc<dyn Device>, tasks: &Arc<Tasks>) -> Result<Layout> 
 /// Makes an extent read as zeroes, whatever it held.
 async fn zero(device: &Arc<dyn Device>, extent: Extent) -> Result<()> {
     Ok(device.write_zeroes(extent.at, extent.len, ZeroMode::MayPunch, Durability::Cached).await?)
+}
+
+/// Where all copies of these places lie, one place after the other; of a device that is made of no others, there.
+pub(crate) fn holders(device: &Arc<dyn Device>, places: &[Extent]) -> Vec<Holder> {
+    let (mut all, mut of) = (Vec::new(), 0);
+    for &Extent { at, len } in places {
+        let below = device.holders(at, len);
+        if below.is_empty() {
+            all.push(Holder { device: Arc::clone(device), at, len, of });
+        }
+        all.extend(below.into_iter().map(|one| Holder { of: one.of + of, ..one }));
+        of += len;
+    }
+    all
 }

@@ -9,7 +9,7 @@
 //! only the holder of `growth` changes it.
 
 use super::extent::{Extent, UNIT, round_up};
-use super::{VolumeHome, zero};
+use super::{VolumeHome, holders, zero};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, SegmentKey, SegmentRecord, Table};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::heal::Healing;
 use crate::home::{Copies, Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
-use raid::device::{Durability, Piece};
+use raid::device::{Durability, Holder, Piece};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -415,6 +415,10 @@ impl SegmentBytes for VolumeSegment {
             }
             Ok(true)
         })
+    }
+
+    fn holders(&self, at: u64, len: u64) -> Io<'_, Vec<Holder>> {
+        Box::pin(async move { Ok(holders(&self.home.device, &self.places(at, len)?)) })
     }
 
     fn mend(&self, at: u64, mut good: Bytes) -> Io<'_, u64> {

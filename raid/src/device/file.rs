@@ -32,6 +32,10 @@ const MOST_EXTENTS: usize = 1024;
 const MOST_PREFETCH: u64 = 64 << 20;
 /// Bytes of a page of the page cache. Zeroing a disk throws its pages away: whole ones must be all that it meets.
 const PAGE: u64 = 4096;
+/// What the kernel is taken to read ahead at once where it does not say.
+const UNKNOWN_AHEAD: u64 = 2 << 20;
+/// More than that is not believed.
+const MOST_AHEAD: u64 = 64 << 20;
 
 /// What the holder of a [`FileDevice`] may do with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub struct FileDevice {
     identity: Identity,
     /// Whether it lies on a rotating disk, once that was looked for.
     rotates: OnceLock<bool>,
+    /// How far the system reads ahead, once that was looked for.
+    ahead: OnceLock<u64>,
     writes: Arc<WriteQueue>,
     residency: Arc<Residency>,
     syncs: Arc<Syncs>,
@@ -135,29 +141,45 @@ impl FileDevice {
                 other => failed(other),
             })?;
         }
-        let stat = rustix::fs::fstat(&file).map_err(failed)?;
+        Self::over(Arc::new(file), path, mode, caching).map_err(failed)
+    }
+
+    /// A file that is open already for reading and writing, under whatever lock its owner has: for reading, through the page
+    /// cache, and to tell what is in it.
+    pub fn of(file: Arc<File>, path: &Path) -> Result<Self> {
+        let failed = |errno| Error::Open { device: path.display().to_string(), errno };
+        let mut device = Self::over(file, path, OpenMode::ReadOnly, Caching::PageCache).map_err(failed)?;
+        if !device.residency.is_in_memory() {
+            device.residency = Arc::new(Residency::of_writable());
+        }
+        Ok(device)
+    }
+
+    fn over(
+        file: Arc<File>,
+        path: &Path,
+        mode: OpenMode,
+        caching: Caching,
+    ) -> std::result::Result<Self, Errno> {
+        let stat = rustix::fs::fstat(&file)?;
         let is_regular = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => true,
             FileType::BlockDevice => false,
-            _ => return Err(failed(Errno::NOTBLK)),
+            _ => return Err(Errno::NOTBLK),
         };
         let direct = match caching {
             Caching::PageCache => None,
-            Caching::Direct => Some(Arc::new(Direct::of(&file).map_err(failed)?)),
+            Caching::Direct => Some(Arc::new(Direct::of(&file)?)),
         };
-        let size = size_of(&file, direct.as_deref()).map_err(failed)?;
-        let residency = if is_regular && is_in_memory(&file).map_err(failed)? {
+        let size = size_of(&file, direct.as_deref())?;
+        let residency = if is_regular && is_in_memory(&file)? {
             Residency::in_memory()
         } else if mode == OpenMode::ReadWrite {
             Residency::of_writable()
         } else {
             Residency::unknown()
         };
-        let granule = if is_regular {
-            1
-        } else {
-            u64::from(rustix::fs::ioctl_blksszget(&file).map_err(failed)?).max(PAGE)
-        };
+        let granule = if is_regular { 1 } else { u64::from(rustix::fs::ioctl_blksszget(&file)?).max(PAGE) };
         let punches = mode == OpenMode::ReadWrite
             && if is_regular { can_punch(&file) } else { gives_space_back(&file) };
         let identity = if is_regular {
@@ -165,7 +187,7 @@ impl FileDevice {
         } else {
             Identity::Disk(stat.st_rdev)
         };
-        let (file, path, size) = (Arc::new(file), path.to_owned(), AtomicU64::new(size));
+        let (name, path, size) = (path.display().to_string(), path.to_owned(), AtomicU64::new(size));
         let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
         Ok(Self {
             file,
@@ -179,6 +201,7 @@ impl FileDevice {
             punches,
             identity,
             rotates: OnceLock::new(),
+            ahead: OnceLock::new(),
             writes,
             residency: Arc::new(residency),
             syncs: Arc::default(),
@@ -456,6 +479,19 @@ impl Device for FileDevice {
     /// A file system in memory has no other place for its pages.
     fn keeps_pages(&self) -> bool {
         self.direct.is_none() && !self.residency.is_in_memory()
+    }
+
+    fn cold(&self, at: u64, len: u64) -> Vec<Range<u64>> {
+        let is_known = self.direct.is_none() && self.check(Operation::Read, at, len).is_ok();
+        if is_known { self.residency.absent(&self.file, at, len) } else { Vec::new() }
+    }
+
+    /// The kernel asks for a window while the one before is being read.
+    fn reads_ahead(&self) -> u64 {
+        *self.ahead.get_or_init(|| {
+            let window = disk_says(&self.file, self.is_regular, "read_ahead_kb").map(|kib| kib << 10);
+            2 * window.unwrap_or(UNKNOWN_AHEAD).min(MOST_AHEAD)
+        })
     }
 
     fn forget(&self, ranges: Vec<Range<u64>>) -> Io<'_, ()> {

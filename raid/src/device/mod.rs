@@ -289,6 +289,18 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// The parts of a range that are not in memory, in whole pages, in order: for those who let go again of what they read.
+    /// None where there is no such memory, or nobody can tell. Costs a system call for some megabytes, and waits for no
+    /// disk.
+    fn cold(&self, _at: u64, _len: u64) -> Vec<Range<u64>> {
+        Vec::new()
+    }
+
+    /// How far behind what is read a read may bring in more, in bytes: the system reads ahead.
+    fn reads_ahead(&self) -> u64 {
+        0
+    }
+
     /// Lets go of what memory holds of these ranges and the disk has too. Advice: nothing that is read changes.
     fn forget(&self, _ranges: Vec<Range<u64>>) -> Io<'_, ()> {
         Box::pin(async { Ok(()) })

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::fs::File;
+use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
 /// Bytes of a page: the smallest there is. Where they are larger, an answer fills more than its share.
@@ -44,16 +45,14 @@ impl Mapping {
         Ok(Self { base: NonNull::new(base).ok_or(Errno::NOMEM)?, len })
     }
 
-    /// Whether all of these pages are in memory and valid. `len` is not more than [`MOST`] pages, and the range lies
-    /// within the mapping.
-    fn holds(&self, page: usize, pages: usize) -> bool {
-        let mut answers = [0_u8; MOST];
+    /// Whether each of these pages is in memory and valid; `None` if the kernel does not say. They are not more than
+    /// [`MOST`], and lie within the mapping.
+    fn ask<'a>(&self, page: usize, pages: usize, answers: &'a mut [u8; MOST]) -> Option<&'a [u8]> {
         let (at, len) = (page * PAGE as usize, pages * PAGE as usize);
         debug_assert!(pages <= MOST && at + len <= self.len);
         // SAFETY: the address lies within our mapping, and the kernel writes a byte a page: `answers` has as many.
         let told = unsafe { libc::mincore(self.base.as_ptr().byte_add(at), len, answers.as_mut_ptr()) };
-        // The lowest bit counts, the others are undefined.
-        told == 0 && answers[..pages].iter().all(|answer| answer & 1 == 1)
+        (told == 0).then_some(&answers[..pages])
     }
 }
 
@@ -112,27 +111,61 @@ impl Residency {
 
     /// Whether the range is in memory, whole and valid. Where pages are larger than 4 KiB, what lies on a disk never is.
     pub(super) fn holds(&self, file: &File, at: u64, len: u64) -> bool {
-        let mapping = match &self.0 {
-            Knowledge::InMemory => return true,
-            Knowledge::Asked(mapping) => mapping,
-            Knowledge::None => return false,
-        };
         let pages = (at + len).div_ceil(PAGE) - at / PAGE;
-        if len == 0 || pages > MOST as u64 || rustix::param::page_size() as u64 != PAGE {
-            return false;
+        match &self.0 {
+            Knowledge::InMemory => true,
+            Knowledge::Asked(mapping) if len > 0 && pages <= MOST as u64 => {
+                let (page, pages) = ((at / PAGE) as usize, pages as usize);
+                ask(mapping, file, page, pages, &mut [0; MOST]).is_some_and(|told| told.iter().all(is_there))
+            }
+            _ => false,
         }
-        let (page, pages) = ((at / PAGE) as usize, pages as usize);
-        let ask = |mapping: &Mapping| {
-            ((page + pages) * PAGE as usize <= mapping.len).then(|| mapping.holds(page, pages))
-        };
-        if let Some(told) = mapping.read().as_ref().and_then(ask) {
-            return told;
-        }
-        // The first time, or the file has grown. Without addresses to spare, it is as if it were not in memory.
-        let mut mapping = mapping.write();
-        *mapping = length(file).and_then(|size| Mapping::of(file, size.next_multiple_of(PAGE) as usize)).ok();
-        mapping.as_ref().and_then(ask).unwrap_or(false)
     }
+
+    /// The pages of a range that are not in memory, as ranges of the file; none where nobody can tell.
+    pub(super) fn absent(&self, file: &File, at: u64, len: u64) -> Vec<Range<u64>> {
+        let Knowledge::Asked(mapping) = &self.0 else { return Vec::new() };
+        let (mut absent, mut answers): (Vec<Range<u64>>, _) = (Vec::new(), [0; MOST]);
+        let (mut page, end) = ((at / PAGE) as usize, (at + len).div_ceil(PAGE) as usize);
+        while page < end {
+            let pages = (end - page).min(MOST);
+            let Some(told) = ask(mapping, file, page, pages, &mut answers) else { break };
+            for (number, _) in (page as u64..).zip(told).filter(|(_, answer)| !is_there(answer)) {
+                match absent.last_mut().filter(|last| last.end == number * PAGE) {
+                    Some(last) => last.end += PAGE,
+                    None => absent.push(number * PAGE..(number + 1) * PAGE),
+                }
+            }
+            page += pages;
+        }
+        absent
+    }
+}
+
+/// The lowest bit counts, the others are undefined.
+fn is_there(answer: &u8) -> bool {
+    answer & 1 == 1
+}
+
+/// What the kernel says of these pages of a file; `None` if it does not, or pages are larger than 4 KiB.
+fn ask<'a>(
+    mapping: &RwLock<Option<Mapping>>,
+    file: &File,
+    page: usize,
+    pages: usize,
+    answers: &'a mut [u8; MOST],
+) -> Option<&'a [u8]> {
+    if rustix::param::page_size() as u64 != PAGE {
+        return None;
+    }
+    let reaches = |mapping: &&Mapping| (page + pages) * PAGE as usize <= mapping.len;
+    if let Some(mapping) = mapping.read().as_ref().filter(reaches) {
+        return mapping.ask(page, pages, answers);
+    }
+    // The first time, or the file has grown. Without addresses to spare, it is as if it were not in memory.
+    let mut mapping = mapping.write();
+    *mapping = length(file).and_then(|size| Mapping::of(file, size.next_multiple_of(PAGE) as usize)).ok();
+    mapping.as_ref().filter(reaches)?.ask(page, pages, answers)
 }
 
 #[cfg(test)]
@@ -153,8 +186,13 @@ mod tests {
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         assert!(!resident.holds(&file, 0, size));
+        assert_eq!(resident.absent(&file, 1, size - 1), [0..size]);
         rustix::io::pread(&file, &mut vec![0; 8192][..], 32 * PAGE).unwrap();
         assert!(resident.holds(&file, 32 * PAGE, 2 * PAGE));
+        let absent = resident.absent(&file, 0, size);
+        assert!(absent.iter().all(|range| range.end <= 32 * PAGE || range.start >= 34 * PAGE), "{absent:?}");
+        assert_eq!(absent.first().map(|range| range.start), Some(0));
+        assert!(resident.absent(&file, size, PAGE).is_empty(), "there is nothing");
     }
 
     #[test]
