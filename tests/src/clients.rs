@@ -114,6 +114,23 @@ impl Broker {
         Self { server, port, settings, logs: Logs::Directory(logs.to_owned()) }
     }
 
+    /// Apache Kafka itself on a log directory that is formatted and full already, in the cluster with this id. `topics` are
+    /// batches of KRaft's metadata records that tell it which topics there are.
+    #[must_use]
+    pub fn kafka_on(sandbox: &Sandbox, logs: &Path, cluster: &str, topics: &[u8]) -> Self {
+        let (meta, port) = (sandbox.join("kafka-meta"), free_port());
+        let settings =
+            vec![format!("log.dirs={}", logs.display()), format!("metadata.log.dir={}", meta.display())];
+        let properties = sandbox.join("server.properties");
+        write_properties(sandbox, &properties, &settings, port);
+        succeed(&mut kafka_format(sandbox, &properties, cluster));
+        // What a controller begins its metadata log with.
+        let bootstrap = std::fs::File::options().append(true).open(meta.join("bootstrap.checkpoint"));
+        bootstrap.expect("Kafka's format writes it").write_all(topics).expect("the sandbox has room");
+        let server = start_kafka(sandbox, &properties, port);
+        Self { server, port, settings, logs: Logs::Directory(logs.to_owned()) }
+    }
+
     /// The process again on the same port and logs, after `end` has ended it.
     #[must_use]
     pub fn restarted(self, sandbox: &Sandbox, end: impl FnOnce(Server)) -> Self {
@@ -225,29 +242,42 @@ fn java(sandbox: &Sandbox) -> Command {
 fn launch_kafka(sandbox: &Sandbox, settings: &[String], port: u16) -> Server {
     let properties = sandbox.join("server.properties");
     if !properties.exists() {
-        let controller = free_port();
-        let logs = sandbox.join("kafka-logs");
-        let mut text = format!(
-            "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             controller.listener.names=CONTROLLER\ninter.broker.listener.name=PLAINTEXT\nlog.dirs={}\n\
-             offsets.topic.replication.factor=1\ntransaction.state.log.replication.factor=1\n\
-             transaction.state.log.min.isr=1\n",
-            logs.display()
-        );
-        for setting in settings {
-            text.push_str(setting);
-            text.push('\n');
-        }
-        std::fs::write(&properties, text).expect("the sandbox can be written");
-        let mut format = java(sandbox);
-        format
-            .args(["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"])
-            .arg(&properties);
-        succeed(&mut format);
+        write_properties(sandbox, &properties, settings, port);
+        succeed(&mut kafka_format(sandbox, &properties, "MkU3OEVBNTcwNTJENDM2Qg"));
     }
+    start_kafka(sandbox, &properties, port)
+}
+
+fn write_properties(sandbox: &Sandbox, properties: &Path, settings: &[String], port: u16) {
+    let controller = free_port();
+    let logs = sandbox.join("kafka-logs");
+    let mut text = format!(
+        "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         controller.listener.names=CONTROLLER\ninter.broker.listener.name=PLAINTEXT\nlog.dirs={}\n\
+         offsets.topic.replication.factor=1\ntransaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n",
+        logs.display()
+    );
+    for setting in settings {
+        text.push_str(setting);
+        text.push('\n');
+    }
+    std::fs::write(properties, text).expect("the sandbox can be written");
+}
+
+/// Kafka's own formatting of what is not formatted yet.
+fn kafka_format(sandbox: &Sandbox, properties: &Path, cluster: &str) -> Command {
+    let mut format = java(sandbox);
+    format
+        .args(["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c"])
+        .arg(properties);
+    format
+}
+
+fn start_kafka(sandbox: &Sandbox, properties: &Path, port: u16) -> Server {
     // Kafka logs nothing here without a logging backend: ready is when it takes connections.
-    let server = Server::spawn(java(sandbox).arg("kafka.Kafka").arg(&properties));
+    let server = Server::spawn(java(sandbox).arg("kafka.Kafka").arg(properties));
     crate::process::eventually("Kafka to listen", crate::process::PATIENCE, || {
         std::net::TcpStream::connect(("127.0.0.1", port)).ok()
     });

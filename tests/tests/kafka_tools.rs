@@ -1,11 +1,19 @@
 //! Apache Kafka's own tools on our logs, and ours beside them: kafka-dump-log reads segments, indexes and snapshots, from
 //! a directory that the broker kept and from an export of a volume, verifies indexes against their logs, and says of
-//! every batch what `broker log dump` says.
+//! every batch, record and aborted transaction what `broker log dump` says. And Kafka itself opens an export, serves it and
+//! goes on with it.
 
+use logstore::Outcome;
+use logstore::inspect::sidecars;
+use raid::device::Durability;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tests::broker::{Running, Under, batch, batch_of};
 use tests::clients::{Broker, Logs, acked_of, client, kafka_tool, orderly, text};
 use tests::process::{Sandbox, refuse, succeed};
+use uuid::Uuid;
 
 /// Segments and indexes are small, so that there are many.
 const SETTINGS: [&str; 2] = ["log.segment.bytes=300000", "log.index.interval.bytes=2000"];
@@ -241,4 +249,169 @@ fn kafkas_tools_read_an_export_of_a_volume() {
     let said = refuse(&mut log(&["verify"]), 1);
     assert!(said.contains("in use by another process"), "{said}");
     orderly(broker.server);
+}
+
+/// A batch of one record in a transaction.
+fn transactional(producer: i64, sequence: i32, value: &str) -> bytes::Bytes {
+    let mut bytes = batch_of(&[value.as_bytes()], now(), producer, 0, sequence).to_vec();
+    bytes[22] |= 0x10;
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    bytes.into()
+}
+
+fn now() -> i64 {
+    std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64
+}
+
+/// A log with transactions that were committed, aborted and left open, over several segments, whose broker was ended in
+/// order; and the values in it, in order, with whether a reader of committed records sees them.
+async fn with_transactions(under: Under) -> (Arc<TempDir>, Vec<(String, bool)>) {
+    let broker = Running::start(under, &[]).await;
+    let store = &broker.broker.store;
+    let config = store.topic_defaults().with([("segment.bytes", "16384")]).expect("a valid setting");
+    let topic = store.create_topic("t", 1, config).await.expect("a topic");
+    let log = &topic.partitions()[0];
+    let mut values = Vec::new();
+    for round in 0..60 {
+        let (quick, slow) = (1000 + round % 3, 2000);
+        let (aborts, slow_aborts) = (round % 4 == 0, round / 10 % 2 == 0);
+        let committed = |is_aborted: bool, is_open: bool| !is_aborted && !is_open;
+        let mut append = async |bytes: bytes::Bytes, value: String, is_seen: bool| {
+            log.append(bytes, Durability::Cached).await.expect("appended");
+            values.push((value, is_seen));
+        };
+        let value = |who: i64| format!("{who} in round {round}: {}", "=".repeat(300));
+        let own = value(quick);
+        append(transactional(quick, (round / 3) as i32, &own), own, committed(aborts, false)).await;
+        let own = value(slow);
+        append(transactional(slow, round as i32, &own), own, committed(slow_aborts, false)).await;
+        let own = value(0);
+        append(batch(&[own.as_bytes()], now()), own, true).await;
+        let end = |is_aborted: bool| if is_aborted { Outcome::Abort } else { Outcome::Commit };
+        let mark = async |producer: i64, outcome: Outcome| {
+            log.append_marker(producer, 0, 7, outcome, Durability::Cached).await.expect("appended");
+        };
+        mark(quick, end(aborts)).await;
+        if round % 10 == 9 {
+            mark(slow, end(slow_aborts)).await;
+        }
+    }
+    let own = "never ended".to_owned();
+    log.append(transactional(3000, 0, &own), Durability::Stable).await.expect("appended");
+    values.push((own, false));
+    let (place, _) = broker.stop().await;
+    (place, values)
+}
+
+/// Holds a log with transactions against Kafka's tools, line for line.
+fn kafka_reads_transactions(sandbox: &Sandbox, dir: &Path, values: &[(String, bool)]) {
+    let (logs, indexes, snapshots) =
+        (files(dir, &["log"]), files(dir, &["txnindex"]), files(dir, &["snapshot"]));
+    assert!(logs.len() > 3 && indexes.len() > 3, "{} segments, {} with an index", logs.len(), indexes.len());
+    // Aborted transactions.
+    let (kafkas, ours) = (kafka_says(sandbox, &indexes, &[]), we_say(sandbox, &indexes, &[]));
+    let listed = lines(&kafkas, "version:");
+    assert_eq!(lines(&ours, "version:"), listed);
+    assert_eq!(listed.len(), 15 + 3, "{kafkas}");
+    // Batches, records and markers; what stands in the last column is only ours to escape.
+    let kafkas = kafka_says(sandbox, &logs, &["--deep-iteration", "--print-data-log"]);
+    let ours = we_say(sandbox, &logs, &["--records"]);
+    let of = |said: &str| -> Vec<String> {
+        let wanted = |line: &&str| line.starts_with("baseOffset:") || line.starts_with("| ");
+        said.lines().filter(wanted).map(str::to_owned).collect()
+    };
+    let (kafkas, ours) = (of(&kafkas), of(&ours));
+    for (ours, kafkas) in ours.iter().zip(&kafkas) {
+        assert_eq!(ours, kafkas);
+    }
+    assert_eq!(ours.len(), kafkas.len());
+    let payloads = kafkas.iter().filter_map(|line| Some(line.split_once(" payload: ")?.1));
+    assert!(payloads.eq(values.iter().map(|(value, _)| value.as_str())));
+    let markers = kafkas.iter().filter(|line| line.contains(" endTxnMarker: "));
+    assert_eq!(markers.filter(|line| line.ends_with(" coordinatorEpoch: 7")).count(), 60 + 6);
+    // Producers, one of whom has a transaction open.
+    let (kafkas, ours) = (kafka_says(sandbox, &snapshots, &[]), we_say(sandbox, &snapshots, &[]));
+    let sorted = |said: &str| {
+        let mut lines: Vec<String> = lines(said, "producerId:").into_iter().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&ours), sorted(&kafkas));
+    let is_open = |line: &&String| line.starts_with("producerId: 3000 ") && line.contains("OptionalLong[");
+    assert_eq!(sorted(&kafkas).iter().filter(is_open).count(), 1, "{kafkas}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafkas_tools_read_transactions_as_ours_do() {
+    let sandbox = Sandbox::new();
+    let (place, values) = with_transactions(Under::Directory).await;
+    kafka_reads_transactions(&sandbox, &place.path().join("log/t-0"), &values);
+    let (place, values) = with_transactions(Under::Volume).await;
+    let mut export = sandbox.broker();
+    succeed(export.args(["log", "export", "--to", "out", "--volume"]).args(Running::images(place.path())));
+    kafka_reads_transactions(&sandbox, &sandbox.join("out/t-0"), &values);
+    let mut verify = sandbox.broker();
+    let said = succeed(verify.args(["log", "verify", "--data-dir", "out"]));
+    assert!(said.ends_with("all sound\n"), "{said}");
+}
+
+/// What KRaft's metadata log says of a topic of one partition, led by node 1 from an epoch on: the values of a `TopicRecord`
+/// and a `PartitionRecord`, each with its frame (version 1, kind, version of the kind).
+fn kraft_topic(name: &str, id: Uuid, epoch: i32) -> [Vec<u8>; 2] {
+    let (node, nobody, no_tags) = (1i32.to_be_bytes(), [1u8], [0u8]);
+    let length = [u8::try_from(name.len() + 1).expect("a short name")];
+    let topic = [&[1, 2, 0][..], &length, name.as_bytes(), id.as_bytes(), &no_tags].concat();
+    let one = [&[2][..], &node].concat();
+    // Its directory is not assigned yet: that is the id of all zeroes.
+    let directories = [&[2][..], &[0; 16]].concat();
+    let head = [&[1, 3, 1][..], &0i32.to_be_bytes(), id.as_bytes()].concat();
+    let replicas = [&one[..], &one, &nobody, &nobody].concat();
+    let leader = [node, epoch.to_be_bytes(), 0i32.to_be_bytes()].concat();
+    [topic, [head, replicas, leader, directories, no_tags.to_vec()].concat()]
+}
+
+/// The records of `t` as kcat reads them, by lines.
+fn read_by_kcat(sandbox: &Sandbox, broker: &Broker, isolation: &str) -> Vec<String> {
+    let isolation = format!("-X isolation.level={isolation}");
+    let arguments = format!("-C -t t -p 0 -o beginning -e -q {isolation}");
+    client(&mut broker.kcat(sandbox, &arguments)).lines().map(str::to_owned).collect()
+}
+
+/// Of what stands in an export, only the topics must be told to Kafka: it keeps them in a metadata log of its own, which no
+/// log directory has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafka_itself_serves_an_export_and_goes_on_with_it() {
+    let sandbox = Sandbox::new();
+    let (place, mut values) = with_transactions(Under::Volume).await;
+    let mut export = sandbox.broker();
+    succeed(export.args(["log", "export", "--to", "out", "--volume"]).args(Running::images(place.path())));
+    let out = sandbox.join("out");
+    let text = |path: &str| std::fs::read_to_string(out.join(path)).expect("the export has it");
+    let properties = text("meta.properties");
+    let cluster = properties.lines().find_map(|line| line.strip_prefix("cluster.id=")).expect("a cluster");
+    let id = sidecars::topic_id(&text("t-0/partition.metadata")).expect("a topic's id");
+    let epochs = sidecars::epochs(&text("t-0/leader-epoch-checkpoint")).expect("epochs");
+    let (epoch, _) = *epochs.last().expect("the log has records");
+    let records = kraft_topic("t", id, epoch + 1);
+    let topics = batch(&[&records[0], &records[1]], now());
+
+    let kafka = Broker::kafka_on(&sandbox, &out, cluster, &topics);
+    let all: Vec<String> = values.iter().map(|(value, _)| value.clone()).collect();
+    assert_eq!(read_by_kcat(&sandbox, &kafka, "read_uncommitted"), all);
+    let committed = |values: &[(String, bool)]| -> Vec<String> {
+        values.iter().filter(|(_, is_seen)| *is_seen).map(|(value, _)| value.clone()).collect()
+    };
+    assert_eq!(read_by_kcat(&sandbox, &kafka, "read_committed"), committed(&values));
+    // It goes on where the log ends.
+    std::fs::write(sandbox.join("more"), "more\n").expect("the sandbox can be written");
+    client(&mut kafka.kcat(&sandbox, "-P -t t -p 0 -l more"));
+    values.push(("more".to_owned(), true));
+    let all: Vec<String> = values.iter().map(|(value, _)| value.clone()).collect();
+    assert_eq!(read_by_kcat(&sandbox, &kafka, "read_uncommitted"), all);
+    drop(kafka.server.terminate());
+    // What it left is Kafka's own, and sound to us.
+    let mut verify = sandbox.broker();
+    let said = succeed(verify.args(["log", "verify", "--data-dir", "out"]));
+    assert!(said.ends_with("all sound\n"), "{said}");
 }

@@ -64,6 +64,8 @@ struct RecordLine {
     value_hex: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end_txn_marker: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coordinator_epoch: Option<i32>,
 }
 
 /// Bytes that are no batch.
@@ -157,6 +159,13 @@ fn readable(bytes: Option<&[u8]>) -> (Option<String>, Option<String>) {
     (Some(String::from_utf8_lossy(bytes).into_owned()), Some(hex))
 }
 
+/// Adds text as it is, but for what would not stay on its line or not be seen.
+fn push_on_one_line(out: &mut String, text: &str) {
+    for char in text.chars() {
+        if matches!(char, '"' | '\'' | '\\') { out.push(char) } else { out.extend(char.escape_debug()) }
+    }
+}
+
 impl RecordLine {
     fn new(header: &Header, record: &Record<'_>) -> Self {
         let size = |bytes: Option<&[u8]>| bytes.map_or(-1, |bytes| bytes.len() as i64);
@@ -165,6 +174,8 @@ impl RecordLine {
         let delta = (record.offset - header.base_offset) as i32;
         let numbered = header.base_sequence >= 0;
         let marker = record.key.filter(|_| header.is_control()).and_then(|key| key.get(2..4));
+        let decided = record.value.filter(|_| matches!(marker, Some([0, 0 | 1])));
+        let epoch = decided.and_then(|value| value.get(2..6)?.try_into().ok());
         Self {
             offset: record.offset,
             timestamp: record.timestamp,
@@ -184,6 +195,7 @@ impl RecordLine {
                 [0, 1] => "COMMIT",
                 _ => "UNKNOWN",
             }),
+            coordinator_epoch: epoch.map(i32::from_be_bytes),
         }
     }
 
@@ -199,12 +211,17 @@ impl RecordLine {
             headers.join(",")
         );
         match self.end_txn_marker {
-            Some(marker) => text.extend([" endTxnMarker: ", marker]),
+            Some(marker) => {
+                text.extend([" endTxnMarker: ", marker]);
+                if let Some(epoch) = self.coordinator_epoch {
+                    text.extend([" coordinatorEpoch: ", &epoch.to_string()]);
+                }
+            }
             None => {
                 for (name, content) in [("key", &self.key), ("payload", &self.value)] {
                     if let Some(content) = content {
                         text.extend([" ", name, ": "]);
-                        text.extend(content.escape_debug());
+                        push_on_one_line(&mut text, content);
                     }
                 }
             }
