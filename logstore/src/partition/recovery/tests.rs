@@ -11,7 +11,7 @@ use raid::device::{Device, Durability, FileDevice, Io, OpenMode, Piece, ZeroMode
 use raid::runtime::TokioRuntime;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,6 +36,20 @@ fn batch(text: &str) -> Bytes {
 
 fn text(number: i64) -> String {
     format!("<{number:06}>")
+}
+
+/// A life of the store, which ends with its runtime: every task goes with it, as a kill has it.
+fn life<T>(path: &Path, work: impl AsyncFnOnce(Arc<Store>) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(async { work(open(path).await).await })
+}
+
+/// A volume that outlives stores.
+fn volume() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    (dir, path)
 }
 
 async fn open(path: &Path) -> Arc<Store> {
@@ -73,101 +87,105 @@ async fn read(log: &Partition) -> (Vec<i64>, Vec<(i64, i64)>) {
 const BATCHES: i64 = 40;
 
 /// A log of which the third segment is closed, and not closed for the catalog; a kill, and damage to one of its batches.
-async fn damaged(damaged: impl FnOnce(i64, i64) -> i64) -> (tempfile::TempDir, i64) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("volume");
-    File::create(&path).unwrap().set_len(32 << 20).unwrap();
-    let store = open(&path).await;
-    let config = store.topic_defaults().with([("segment.bytes", "4000")]).unwrap();
-    store.create_topic("t", 1, config).await.unwrap();
-    for number in 0..BATCHES {
-        log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
-    }
-    store.quiet().await;
-    let segment =
-        log(&store).segment_from(1).and_then(|second| log(&store).segment_from(second.base + 1)).unwrap();
-    let key = SegmentKey { partition: log(&store).key(), base: segment.base }.bytes();
-    let catalog = &store.context.catalog;
-    let mut record: SegmentRecord = catalog.record(Table::Segments, &key).unwrap().unwrap();
-    assert!(record.sealed.take().is_some());
-    let mut change = Change::new();
-    change.put(Table::Segments, &key, &record);
-    catalog.submit(change).await.unwrap();
-    let number = damaged(segment.base, segment.end().next);
-    drop((segment, store));
-    let bytes = std::fs::read(&path).unwrap();
+fn damaged(path: &Path, damaged: impl FnOnce(i64, i64) -> i64) -> i64 {
+    let number = life(path, async |store: Arc<Store>| {
+        let config = store.topic_defaults().with([("segment.bytes", "4000")]).unwrap();
+        store.create_topic("t", 1, config).await.unwrap();
+        let log = log(&store);
+        for number in 0..BATCHES {
+            log.append(batch(&text(number)), Durability::Cached).await.unwrap();
+        }
+        store.quiet().await;
+        let segment = log.segment_from(1).and_then(|second| log.segment_from(second.base + 1)).unwrap();
+        let key = SegmentKey { partition: log.key(), base: segment.base }.bytes();
+        let catalog = &store.context.catalog;
+        let mut record: SegmentRecord = catalog.record(Table::Segments, &key).unwrap().unwrap();
+        assert!(record.sealed.take().is_some());
+        let mut change = Change::new();
+        change.put(Table::Segments, &key, &record);
+        catalog.submit(change).await.unwrap();
+        damaged(segment.base, segment.end().next)
+    });
+    let bytes = std::fs::read(path).unwrap();
     let mark = text(number).into_bytes();
     let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
-    File::options().write(true).open(&path).unwrap().write_all_at(b"rotten", at as u64 + 100).unwrap();
-    (dir, number)
+    File::options().write(true).open(path).unwrap().write_all_at(b"rotten", at as u64 + 100).unwrap();
+    number
 }
 
-#[tokio::test]
-async fn recovery_cuts_nothing_that_was_durable() {
+fn all_but(number: i64) -> Vec<i64> {
+    (0..BATCHES).filter(|other| *other != number).collect()
+}
+
+#[test]
+fn recovery_cuts_nothing_that_was_durable() {
     for first in [true, false] {
-        let (dir, number) = damaged(|base, end| if first { base } else { base + (end - base) / 2 }).await;
+        let (_dir, path) = volume();
+        let number = damaged(&path, |base, end| if first { base } else { base + (end - base) / 2 });
         for _ in 0..2 {
-            let store = open(&dir.path().join("volume")).await;
-            let (found, lost) = read(&log(&store)).await;
-            assert_eq!(lost, [(number, number + 1)]);
-            let others: Vec<i64> = (0..BATCHES).filter(|other| *other != number).collect();
-            assert_eq!(found, others);
-            store.quiet().await;
+            life(&path, async |store: Arc<Store>| {
+                let (found, lost) = read(&log(&store)).await;
+                assert_eq!((found, lost), (all_but(number), vec![(number, number + 1)]));
+                store.quiet().await;
+            });
         }
     }
 }
 
 /// Where the segment ended nobody knows; what follows it is there.
-#[tokio::test]
-async fn a_last_batch_that_rotted_costs_no_later_segment() {
-    let (dir, number) = damaged(|_, end| end - 1).await;
-    let store = open(&dir.path().join("volume")).await;
-    let (found, _) = read(&log(&store)).await;
-    let others: Vec<i64> = (0..BATCHES).filter(|other| *other != number).collect();
-    assert_eq!(found, others);
-    assert_eq!(store.healing().unreadable, 1);
+#[test]
+fn a_last_batch_that_rotted_costs_no_later_segment() {
+    let (_dir, path) = volume();
+    let number = damaged(&path, |_, end| end - 1);
+    life(&path, async |store: Arc<Store>| {
+        assert_eq!(read(&log(&store)).await.0, all_but(number));
+        assert_eq!(store.healing().unreadable, 1);
+    });
 }
 
 /// Recovery once had no room for the records that it makes a little larger, and the store could not be opened for ever.
-#[tokio::test]
-async fn a_store_whose_catalog_is_full_to_the_brim_opens_and_stops() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("volume");
-    File::create(&path).unwrap().set_len(32 << 20).unwrap();
-    let store = open(&path).await;
-    let topic = store.create_topic("t", 100, store.topic_defaults()).await.unwrap();
+#[test]
+fn a_store_whose_catalog_is_full_to_the_brim_opens_and_stops() {
+    let (_dir, path) = volume();
     let append = async |store: &Store| {
         for partition in store.topic("t").unwrap().partitions() {
             partition.append(batch("<v>"), Durability::Cached).await.unwrap();
         }
+        store.quiet().await;
     };
-    append(&store).await;
-    store.quiet().await;
-    let catalog = &store.context.catalog;
-    for size in [900, 10] {
-        for number in 0u32.. {
-            let mut change = Change::vital();
-            change.put_bytes(Table::Blobs, &[size as u8, (number >> 8) as u8, number as u8], vec![7; size]);
-            match catalog.submit(change).await {
-                Ok(()) => {}
-                Err(Error::CatalogFull { .. }) => break,
-                Err(error) => panic!("{error}"),
+    life(&path, async |store: Arc<Store>| {
+        store.create_topic("t", 100, store.topic_defaults()).await.unwrap();
+        append(&store).await;
+        let catalog = &store.context.catalog;
+        for size in [900, 10] {
+            for number in 0u32.. {
+                let mut change = Change::vital();
+                let key = [size as u8, (number >> 8) as u8, number as u8];
+                change.put_bytes(Table::Blobs, &key, vec![7; size]);
+                match catalog.submit(change).await {
+                    Ok(()) => {}
+                    Err(Error::CatalogFull { .. }) => break,
+                    Err(error) => panic!("{error}"),
+                }
             }
         }
+    });
+    let all_end_at = |store: &Store, end: i64| {
+        let topic = store.topic("t").unwrap();
+        assert!(topic.partitions().iter().all(|partition| partition.offsets().log_end == end), "{end}");
+    };
+    for number in 0..5 {
+        life(&path, async |store: Arc<Store>| {
+            all_end_at(&store, 1 + number);
+            append(&store).await;
+        });
     }
-    drop((topic, store));
-    for life in 0..5 {
-        let store = open(&path).await;
-        for partition in store.topic("t").unwrap().partitions() {
-            assert_eq!(partition.offsets().log_end, 1 + life);
-        }
-        append(&store).await;
-        store.quiet().await;
+    for _ in 0..2 {
+        life(&path, async |store: Arc<Store>| {
+            all_end_at(&store, 6);
+            store.close().await.unwrap();
+        });
     }
-    open(&path).await.close().await.unwrap();
-    let store = open(&path).await;
-    assert!(store.topic("t").unwrap().partitions().iter().all(|partition| partition.offsets().log_end == 6));
-    store.close().await.unwrap();
 }
 
 /// A device that remembers the largest read.
@@ -216,38 +234,35 @@ impl Device for Largest {
 }
 
 /// A batch whose length is wrong says that it is as large as the rest of its segment: that is not read into memory at once.
-#[tokio::test]
-async fn a_wrong_length_takes_no_memory() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("volume");
-    File::create(&path).unwrap().set_len(32 << 20).unwrap();
-    let store = open(&path).await;
-    store.create_topic("t", 1, store.topic_defaults()).await.unwrap();
-    for number in 0..10_000 {
-        log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
-    }
-    store.close().await.unwrap();
+#[test]
+fn a_wrong_length_takes_no_memory() {
+    let (_dir, path) = volume();
+    let options = life(&path, async |store: Arc<Store>| {
+        store.create_topic("t", 1, store.topic_defaults()).await.unwrap();
+        for number in 0..10_000 {
+            log(&store).append(batch(&text(number)), Durability::Cached).await.unwrap();
+        }
+        store.close().await.unwrap();
+        StoreOptions { topic_defaults: store.topic_defaults(), ..StoreOptions::default() }
+    });
     let bytes = std::fs::read(&path).unwrap();
     let mark = text(7).into_bytes();
     let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap() - crate::batch::HEADER;
     assert_eq!(bytes[at..at + 8], 7i64.to_be_bytes());
     // 7 MiB of the nearly 9 that follow.
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .write_all_at(&(7i32 << 20).to_be_bytes(), at as u64 + 8)
-        .unwrap();
-    let options = StoreOptions { topic_defaults: store.topic_defaults(), ..StoreOptions::default() };
-    drop(store);
-    let inner = FileDevice::open(&path, OpenMode::ReadWrite).unwrap();
-    let device = Arc::new(Largest { inner, largest: AtomicUsize::new(0) });
-    let store =
-        Store::open(Home::Volume(device.clone()), options, Arc::new(TokioRuntime::current())).await.unwrap();
-    device.largest.store(0, Ordering::SeqCst);
-    let lost = log(&store).read(7, 1000, ReadLimit::LogEnd, true).await;
-    assert!(matches!(lost, Err(Error::LostBatch { from: 7, next: 8, .. })), "{lost:?}");
-    assert!(!log(&store).read(8, 1000, ReadLimit::LogEnd, true).await.unwrap().is_empty());
-    let largest = device.largest.load(Ordering::SeqCst);
-    assert!(largest <= 2 << 20, "{largest} bytes were read at once");
+    let image = File::options().write(true).open(&path).unwrap();
+    image.write_all_at(&(7i32 << 20).to_be_bytes(), at as u64 + 8).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(async {
+        let inner = FileDevice::open(&path, OpenMode::ReadWrite).unwrap();
+        let device = Arc::new(Largest { inner, largest: AtomicUsize::new(0) });
+        let home = Home::Volume(device.clone());
+        let store = Store::open(home, options, Arc::new(TokioRuntime::current())).await.unwrap();
+        device.largest.store(0, Ordering::SeqCst);
+        let lost = log(&store).read(7, 1000, ReadLimit::LogEnd, true).await;
+        assert!(matches!(lost, Err(Error::LostBatch { from: 7, next: 8, .. })), "{lost:?}");
+        assert!(!log(&store).read(8, 1000, ReadLimit::LogEnd, true).await.unwrap().is_empty());
+        let largest = device.largest.load(Ordering::SeqCst);
+        assert!(largest <= 2 << 20, "{largest} bytes were read at once");
+    });
 }
