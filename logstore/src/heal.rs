@@ -8,7 +8,7 @@
 //! The memory of it (`Checked`) is bounded, a few ranges a segment, and void at once when something bad was found
 //! anywhere, or when another copy becomes the one that is read: it speaks for the copy that was read.
 //!
-//! **What is done** (`settle`). The batch is looked at in every way that the home can read it ([`crate::ground`]). What is
+//! **What is done** (`settle`). The batch is looked at in every way that the home can read it (`ground`). What is
 //! found good is served, and the home makes all copies hold it, durably. Batches at odd offsets or epochs that all copies
 //! agree on stand: compaction leaves gaps.
 //!

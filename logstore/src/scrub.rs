@@ -9,7 +9,7 @@
 //! and when it is stopped, so that it goes on there after a restart. What was appended after it came by waits for the next.
 //!
 //! Cost: each copy is read once, its bytes bounded by [`ScrubOptions::bytes_per_second`] (counted once, whatever the
-//! copies); two windows of memory, and no more of the page cache than before ([`crate::cold`]); one small commit a minute. The
+//! copies); two windows of memory, and no more of the page cache than before (`cold`); one small commit a minute. The
 //! next segment is found by a search, whatever the number of topics.
 
 use crate::catalog::Change;

@@ -2,9 +2,9 @@
 //! no batch begins, the next sound one is searched for, byte by byte.
 //!
 //! Of a batch that is bad in the copy that is read first, or stands at an odd offset or in an odd epoch there, the good
-//! copy counts ([`crate::ground`]), as it does for the store.
+//! copy counts (`ground`), as it does for the store.
 //!
-//! Memory stays bounded whatever the bytes say: checksums are computed chunk by chunk ([`crate::scan`]).
+//! Memory stays bounded whatever the bytes say: checksums are computed chunk by chunk (`scan`).
 
 use super::source::{Damaged, Source};
 use super::{LARGEST_BATCH, PartitionView, SegmentView};

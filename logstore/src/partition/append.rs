@@ -3,8 +3,12 @@
 //! Cost of an append to a warm partition, for however many batches it carries: one CRC-32C pass and no copy if the
 //! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); one async lock
 //! without contention; one task, which owns the write, so that a caller that goes away cannot leave two writes racing
-//! for one place; one device write; three short locks; the allocations are the task, the header list and two boxed
-//! futures. Checks are made before the lock is taken, so that producers to one partition check in parallel.
+//! for one place; one device write. Some ten short locks: `progress` three or four times; `record`, the index, the end, and
+//! what counts as checked once; the count of tasks and the watch channel. As many shared looks, at health, configuration, the
+//! end and the map of extents. Allocations: the task with its channel, the header list, the boxed futures of reserve and
+//! write, the list of places, and what the device's write takes. System calls, counted with `strace` on a volume on a disk:
+//! for each leg a `pwrite` and a look at the length of its file, on a thread that may block; in a directory a `pwrite`.
+//! Checks are made before the lock is taken, so that producers to one partition check in parallel.
 //!
 //! A segment is closed when it is full, or when what is appended is younger than its first batch by `segment.ms` (on compacted
 //! topics, by `max.compaction.lag.ms` if that is shorter), as in Kafka. Kafka closes none to which nobody appends; here

@@ -1,8 +1,11 @@
 //! The read path.
 //!
-//! Cost of a read that finds its index in memory: two short locks, a binary search over the segments and one over the
-//! index, one to three cached reads of 4 KiB for headers (see [`crate::segment`]), one `locate`. The caller sends the
-//! pieces. What has not been checked lately is read once, and its checksums are checked ([`crate::heal`]).
+//! Cost of a read of what counts as checked, and whose index is in memory: binary searches over the segments and, two or
+//! three times, over the index; three to five cached reads of 4 KiB for headers, each a system call and a buffer (see
+//! [`crate::segment`]); one `locate`. No bytes of records are copied: the caller sends the pieces. Short locks: `record` (its
+//! epochs are copied), what counts as checked, what is lost; shared ones of the log, the index and the end. Allocations: the list
+//! of segments, the buffers, the pieces, a boxed future for each read. What has not been checked lately is read once, and its
+//! checksums are checked ([`crate::heal`]).
 
 use super::{Partition, ReadLimit};
 use crate::error::{Error, Result};
