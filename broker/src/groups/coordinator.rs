@@ -170,6 +170,8 @@ impl Coordinator {
         partition: &Arc<Partition>,
         metadata: &mut HashMap<String, Option<Metadata>>,
     ) -> logstore::Result<()> {
+        // What is served of it may not be all.
+        partition.check_whole()?;
         let offsets = partition.offsets();
         let mut from = offsets.log_start;
         while from < offsets.log_end {
@@ -668,8 +670,8 @@ impl Coordinator {
 
 /// Whether a partition cannot be read, though the store is well.
 fn is_damage(error: &logstore::Error) -> bool {
-    use logstore::Error::{DamagedLog, Device, File, LostBatch};
-    matches!(error, DamagedLog { .. } | LostBatch { .. } | Device(_) | File { .. })
+    use logstore::Error::{DamagedLog, Device, File, LostBatch, UnreadableLog};
+    matches!(error, DamagedLog { .. } | LostBatch { .. } | UnreadableLog { .. } | Device(_) | File { .. })
 }
 
 /// What a group's client is told when the log failed: where Kafka would send it looking for another coordinator.

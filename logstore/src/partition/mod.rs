@@ -278,7 +278,7 @@ impl Partition {
     }
 
     /// Refuses what would change a log that could not be read to its end: what is behind may be good.
-    fn check_whole(&self) -> Result<()> {
+    pub fn check_whole(&self) -> Result<()> {
         let Some(Withheld { offset, segment, position, .. }) = self.withheld else { return Ok(()) };
         let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
         Err(Error::UnreadableLog { topic, partition, offset, segment, position })
