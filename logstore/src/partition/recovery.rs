@@ -475,10 +475,7 @@ async fn recover(
         let mut end = scanned.end;
         let mut lost = scanned.lost;
         let next = rest.front().map_or(record.recovery_point, |next| next.base);
-        if end.next < next
-            && next <= record.recovery_point
-            && scanned.fault != Some(BatchFault::Unreadable)
-        {
+        if end.next < next && next <= record.recovery_point && scanned.fault != Some(BatchFault::Unreadable) {
             if let Some(fault) = scanned.fault {
                 // Up to where it was closed, if that is known.
                 let tail = here.sealed.map_or(end.size, |_| reach.max(end.size));

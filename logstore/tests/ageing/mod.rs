@@ -137,9 +137,10 @@ fn a_segment_that_nobody_writes_to_is_closed_and_compacted() {
                         assert_eq!((store.compact().await.unwrap(), log.size()), (0, size));
                     }
                     clock.pass(120_000);
-                    store.compact().await.unwrap();
+                    // The one that closes the segment compacts it too, if it is sealed fast enough.
+                    let at_once = store.compact().await.unwrap();
                     store.quiet().await;
-                    assert_eq!(store.compact().await.unwrap(), 1);
+                    assert_eq!(at_once + store.compact().await.unwrap(), 1);
                     assert!(log.size() < size / 5, "{} of {size}", log.size());
                     // Once: an empty segment is old enough for ever.
                     for _ in 0..3 {
