@@ -131,12 +131,11 @@ async fn copy(walk: &Walk, made: &Made, path: PathBuf, progress: &mut (dyn FnMut
     let writer = Writer::create(path).await?;
     let (mut at, mut healed) = (0, made.healed.iter().peekable());
     while at < made.size {
-        let bytes = match healed.next_if(|(position, _)| *position == at) {
-            Some((_, header)) => walk.batch(at, header).await?,
-            None => {
-                let end = healed.peek().map_or(made.size, |(position, _)| *position);
-                walk.raw(at, (end - at).min(CHUNK) as usize).await?
-            }
+        let bytes = if let Some((_, header)) = healed.next_if(|(position, _)| *position == at) {
+            walk.batch(at, header).await?
+        } else {
+            let end = healed.peek().map_or(made.size, |(position, _)| *position);
+            walk.raw(at, (end - at).min(CHUNK) as usize).await?
         };
         let n = bytes.len() as u64;
         writer.append(bytes).await?;

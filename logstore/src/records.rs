@@ -226,7 +226,7 @@ impl<'a> KeyCheck<'a> {
         })
     }
 
-    /// Looks at about [`STRIDE`] bytes more. `Some(true)`: each record has a key; `Some(false)`: one has none; `None`: there
+    /// Looks at about `STRIDE` bytes more. `Some(true)`: each record has a key; `Some(false)`: one has none; `None`: there
     /// are more.
     pub fn step(&mut self) -> Result<Option<bool>, &'static str> {
         let until = self.left.saturating_sub(STRIDE);

@@ -257,13 +257,17 @@ impl Store {
         for some in recovered.chunks(RECORDS_AT_ONCE) {
             let put = |some: &[&Opened]| {
                 let mut change = Change::owed();
-                some.iter().for_each(|opened| opened.partition.put_record(&mut change));
+                for opened in some {
+                    opened.partition.put_record(&mut change);
+                }
                 catalog.submit(change)
             };
             match put(some).await {
                 Err(Error::CatalogFull { .. }) => {
                     // A store that is full to the brim opens all the same: of the epochs the last is enough.
-                    some.iter().for_each(|opened| opened.partition.forget_epochs());
+                    for opened in some {
+                        opened.partition.forget_epochs();
+                    }
                     put(some).await?;
                 }
                 outcome => outcome?,

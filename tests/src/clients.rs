@@ -115,7 +115,7 @@ impl Broker {
     }
 
     /// Apache Kafka itself on a log directory that is formatted and full already, in the cluster with this id. `topics` are
-    /// batches of KRaft's metadata records that tell it which topics there are.
+    /// batches of `KRaft`'s metadata records that tell it which topics there are.
     #[must_use]
     pub fn kafka_on(sandbox: &Sandbox, logs: &Path, cluster: &str, topics: &[u8]) -> Self {
         let (meta, port) = (sandbox.join("kafka-meta"), free_port());

@@ -356,7 +356,7 @@ async fn kafkas_tools_read_transactions_as_ours_do() {
     assert!(said.ends_with("all sound\n"), "{said}");
 }
 
-/// What KRaft's metadata log says of a topic of one partition, led by node 1 from an epoch on: the values of a `TopicRecord`
+/// What `KRaft`'s metadata log says of a topic of one partition, led by node 1 from an epoch on: the values of a `TopicRecord`
 /// and a `PartitionRecord`, each with its frame (version 1, kind, version of the kind).
 fn kraft_topic(name: &str, id: Uuid, epoch: i32) -> [Vec<u8>; 2] {
     let (node, nobody, no_tags) = (1i32.to_be_bytes(), [1u8], [0u8]);

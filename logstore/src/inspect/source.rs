@@ -170,7 +170,7 @@ impl Source {
                 let file = device.name().to_owned();
                 match device.read(at, raid::device::buffer(len as usize)).await {
                     Err(error) => {
-                        push(&mut all, Damaged { file, at, len, unreadable: Some(error.to_string()) })
+                        push(&mut all, Damaged { file, at, len, unreadable: Some(error.to_string()) });
                     }
                     Ok(found) => {
                         let wanted = &window[of as usize..(of + len) as usize];

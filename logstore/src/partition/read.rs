@@ -230,7 +230,7 @@ impl Partition {
     }
 
     /// The first visible record with a timestamp of at least `timestamp`, as (offset, timestamp). Batches are looked into,
-    /// [`MOST_LOOKS`] at most: where so many only say that they have such a record, it is the beginning of the last, never too
+    /// `MOST_LOOKS` at most: where so many only say that they have such a record, it is the beginning of the last, never too
     /// late.
     pub async fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(i64, i64)>> {
         self.check_exists()?;

@@ -471,28 +471,18 @@ async fn recover(
             epochs: Some(&epochs),
             epoch: i32::MIN,
         };
-        let scanned = scan(&here.bytes, ground, interval, &mut chain, &mut replay).await?;
-        let mut end = scanned.end;
-        let mut lost = scanned.lost;
-        let next = rest.front().map_or(record.recovery_point, |next| next.base);
-        if end.next < next && next <= record.recovery_point && scanned.fault != Some(BatchFault::Unreadable) {
-            if let Some(fault) = scanned.fault {
-                // Up to where it was closed, if that is known.
-                let tail = here.sealed.map_or(end.size, |_| reach.max(end.size));
-                lost.push(Lost { position: end.size, end: tail, from: end.next, next, fault });
-                end = End { size: tail, next };
-            } else if !rest.is_empty() {
-                // The records between were compacted away.
-                end.next = next;
-            }
-        }
+        let mut scanned = scan(&here.bytes, ground, interval, &mut chain, &mut replay).await?;
+        let next = rest.front().map(|next| next.base);
+        let (end, lost) = end_of(&mut scanned, here.sealed.map(|_| reach), next, record.recovery_point);
         let written = here.written.filter(|_| here.sealed.is_some() || here.exact);
         let whole = segment(&id, &here, Arc::clone(&here.bytes), end, written, now);
         log_end = end.next;
         if scanned.end.size > 0 || scanned.fault != Some(BatchFault::Unreadable) {
             whole.bytes.found();
         }
-        lost.into_iter().for_each(|lost| whole.lose(lost));
+        for lost in lost {
+            whole.lose(lost);
+        }
         whole.open_index(scanned.index);
         whole.aborted.open(std::mem::take(&mut replay.aborted));
         record.transactions_from = record.transactions_from.or(scanned.transactions_from);
@@ -546,6 +536,35 @@ async fn recover(
     let progress = Progress::opened(log_end, first_open);
     let partition = assemble(context, id, record, config, segments, progress, appender, None);
     Ok(Opened { partition, scanned: true, recovered: true, unsealed })
+}
+
+/// Where a segment that was scanned ends, and what of it is lost: below the recovery point nothing is cut. `closed`: its
+/// bytes, if it was closed; `next`: where the segment behind it begins, if there is one.
+fn end_of(
+    scanned: &mut Scanned,
+    closed: Option<u64>,
+    next: Option<i64>,
+    recovery_point: i64,
+) -> (End, Vec<Lost>) {
+    let (mut end, mut lost) = (scanned.end, std::mem::take(&mut scanned.lost));
+    let due = next.unwrap_or(recovery_point);
+    if end.next >= due || due > recovery_point {
+        return (end, lost);
+    }
+    match scanned.fault {
+        // It may be read at the next start.
+        Some(BatchFault::Unreadable) => {}
+        Some(fault) => {
+            // Up to where it was closed, if that is known.
+            let tail = closed.map_or(end.size, |reach| reach.max(end.size));
+            lost.push(Lost { position: end.size, end: tail, from: end.next, next: due, fault });
+            end = End { size: tail, next: due };
+        }
+        // The records between were compacted away.
+        None if next.is_some() => end.next = due,
+        None => {}
+    }
+    (end, lost)
 }
 
 fn report(id: &PartitionId, base: i64, end: End, fault: Option<BatchFault>, lost: usize) {

@@ -412,9 +412,9 @@ fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
                 assert_eq!(log.size() > 0, left > 0);
             };
             if in_order {
-                place.run_and_close(life)
+                place.run_and_close(life);
             } else {
-                place.run(life)
+                place.run(life);
             }
             place.run(async |store: Arc<Store>| {
                 let log = first(&store, name);

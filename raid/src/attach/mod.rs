@@ -19,7 +19,7 @@
 //! that, the user is told.
 //!
 //! Invariants: an array is attached once at most. It is not stopped while it is attached, but by a second signal.
-//! Detached means flushed. No lock is held over a call to the kernel ([`place`]): who asks how things are is answered,
+//! Detached means flushed. No lock is held over a call to the kernel (`place`): who asks how things are is answered,
 //! however long the kernel takes for what it was asked before.
 
 pub mod disk;

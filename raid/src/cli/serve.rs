@@ -2,8 +2,8 @@
 //!
 //! The order matters: addresses are taken before any member is opened (a taken port must not touch the array), the
 //! control socket exists before the first client can write, and `ready` is printed when both accept connections: but not
-//! where all sockets were passed to us. Who passed them has no need of it, since their clients can connect from before the
-//! start; and stdout may be another's, as that of `nbdcopy -- [ raid10 serve … ] -`, which writes the volume there.
+//! where all sockets were passed by a program that writes to the same stdout itself, as `nbdinfo [ raid10 serve … ]` and
+//! `nbdcopy -- [ raid10 serve … ] -` do. It has no need of it, since its connections wait from before the start.
 
 use super::tls::TlsFlags;
 use super::{log_to_stderr, runtime, say, size};
@@ -31,8 +31,8 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Serve a volume over NBD, in the foreground.
 ///
-/// Exports it as "" and under its name, and prints "ready" once it accepts connections (nothing if it has no sockets but
-/// those that systemd passes: they accept connections from before the start). SIGTERM, SIGINT and
+/// Exports it as "" and under its name, and prints "ready" once it accepts connections (not to a client's own stdout, where
+/// that is what started it, as in `nbdinfo [ raid10 serve … ]`). SIGTERM, SIGINT and
 /// `raid10 stop` finish what runs, flush, mark the array clean and end it with status 0. While the volume is attached
 /// (`raid10 attach`) they are refused; a second signal ends it all the same. A disk of the kernel's NBD driver then waits
 /// for the next server, for ten minutes, and so it does when the server dies.
@@ -86,6 +86,17 @@ pub(super) fn run(serve: Serve) -> Result<()> {
     outcome
 }
 
+/// Whether the process that started this one has the same stdout, as far as that can be told: then it is not read there for
+/// what we say.
+fn shares_stdout() -> bool {
+    let of = |process: &str| {
+        let stat = rustix::fs::stat(format!("/proc/{process}/fd/1")).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    };
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid().to_string());
+    parent.is_some_and(|parent| of(&parent).is_some_and(|theirs| of("self") == Some(theirs)))
+}
+
 impl Serve {
     async fn run(self, passed: Option<Passed>) -> Result<()> {
         let mut signals = Signals::new()?;
@@ -94,7 +105,7 @@ impl Serve {
         let speed = SpeedLimits::new(self.sync_min, self.sync_max)?;
         let program = self.on_event.as_deref().map(Program::find).transpose()?;
         let mut listeners = Listeners::bind(&self.nbd, remote).await?;
-        let announced = !self.nbd.is_empty() || passed.is_none();
+        let announced = !self.nbd.is_empty() || passed.is_none() || !shares_stdout();
         if let Some(passed) = passed {
             listeners.extend(Listeners::take_over(passed, remote)?);
         }

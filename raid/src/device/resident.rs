@@ -116,7 +116,8 @@ impl Residency {
             Knowledge::InMemory => true,
             Knowledge::Asked(mapping) if len > 0 && pages <= MOST as u64 => {
                 let (page, pages) = ((at / PAGE) as usize, pages as usize);
-                ask(mapping, file, page, pages, &mut [0; MOST]).is_some_and(|told| told.iter().all(is_there))
+                ask(mapping, file, page, pages, &mut [0; MOST])
+                    .is_some_and(|told| told.iter().all(|answer| is_there(*answer)))
             }
             _ => false,
         }
@@ -130,7 +131,7 @@ impl Residency {
         while page < end {
             let pages = (end - page).min(MOST);
             let Some(told) = ask(mapping, file, page, pages, &mut answers) else { break };
-            for (number, _) in (page as u64..).zip(told).filter(|(_, answer)| !is_there(answer)) {
+            for (number, _) in (page as u64..).zip(told).filter(|(_, answer)| !is_there(**answer)) {
                 match absent.last_mut().filter(|last| last.end == number * PAGE) {
                     Some(last) => last.end += PAGE,
                     None => absent.push(number * PAGE..(number + 1) * PAGE),
@@ -143,7 +144,7 @@ impl Residency {
 }
 
 /// The lowest bit counts, the others are undefined.
-fn is_there(answer: &u8) -> bool {
+fn is_there(answer: u8) -> bool {
     answer & 1 == 1
 }
 
@@ -186,7 +187,7 @@ mod tests {
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         assert!(!resident.holds(&file, 0, size));
-        assert_eq!(resident.absent(&file, 1, size - 1), [0..size]);
+        assert_eq!(resident.absent(&file, 1, size - 1), std::slice::from_ref(&(0..size)));
         rustix::io::pread(&file, &mut vec![0; 8192][..], 32 * PAGE).unwrap();
         assert!(resident.holds(&file, 32 * PAGE, 2 * PAGE));
         let absent = resident.absent(&file, 0, size);

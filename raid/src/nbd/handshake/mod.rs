@@ -14,7 +14,7 @@
 //!   begins a new haggling: nothing that was settled in plain text counts ([`Handshake::secured`]), and bytes that came
 //!   behind `STARTTLS` in plain text end the session ([`Refused::PlainAfterStartTls`]).
 //!
-//! The rooms: [`session`], what can be chosen; `options`, what an option is answered. Here is the state machine around them.
+//! The rooms: `session`, what can be chosen; `options`, what an option is answered. Here is the state machine around them.
 
 mod options;
 mod session;
