@@ -8,7 +8,6 @@ use crate::device::{Caching, Device, FileDevice, Identity, OpenMode};
 use crate::error::{Error, Result};
 use crate::orders::MemberName;
 use crate::status::{MemberState, MemberStatus, Status};
-use rustix::fs::FileType;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -77,10 +76,7 @@ struct Named<'a> {
 
 impl<'a> Named<'a> {
     fn new(path: &'a Path) -> Self {
-        let identity = rustix::fs::stat(path).ok().map(|stat| match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => Identity::Disk(stat.st_rdev),
-            _ => Identity::File { device: stat.st_dev, inode: stat.st_ino },
-        });
+        let identity = rustix::fs::stat(path).ok().map(|stat| Identity::of(&stat));
         Self { path, identity }
     }
 

@@ -182,11 +182,7 @@ impl FileDevice {
         let granule = if is_regular { 1 } else { u64::from(rustix::fs::ioctl_blksszget(&file)?).max(PAGE) };
         let punches = mode == OpenMode::ReadWrite
             && if is_regular { can_punch(&file) } else { gives_space_back(&file) };
-        let identity = if is_regular {
-            Identity::File { device: stat.st_dev, inode: stat.st_ino }
-        } else {
-            Identity::Disk(stat.st_rdev)
-        };
+        let identity = Identity::of(&stat);
         let (name, path, size) = (path.display().to_string(), path.to_owned(), AtomicU64::new(size));
         let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
         Ok(Self {

@@ -28,6 +28,7 @@ use resident::Residency;
 use crate::error::{Error, Operation, Result};
 use crate::runtime::BoxFuture;
 use bytes::{Bytes, BytesMut};
+use rustix::fs::FileType;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -130,6 +131,16 @@ pub struct Holder {
     pub len: u64,
     /// Which byte of the range that was asked for is the first one.
     pub of: u64,
+}
+
+impl Identity {
+    /// Of what `stat(2)` was told of.
+    pub(crate) fn of(stat: &rustix::fs::Stat) -> Self {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => Self::Disk(stat.st_rdev),
+            _ => Self::File { device: stat.st_dev, inode: stat.st_ino },
+        }
+    }
 }
 
 /// A run of bytes that is stored in one way.

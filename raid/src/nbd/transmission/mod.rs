@@ -258,7 +258,7 @@ impl<S: Stream> Connection<'_, S> {
         };
         let device = Arc::clone(device);
         // One that has to wait must not hold a whole receive for the little that it is charged for.
-        let payload = if payload.len() < RECEIVE_BYTES / MOST_UNCHARGED {
+        let payload = if (1..RECEIVE_BYTES / MOST_UNCHARGED).contains(&payload.len()) {
             let mut own = room(payload.len());
             own.extend_from_slice(&payload);
             own.freeze()
