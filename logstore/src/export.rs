@@ -17,6 +17,7 @@ use crate::batch::Header;
 use crate::directory::names;
 use crate::directory::offline::{self, Writer};
 use crate::error::Result;
+use crate::ids;
 use crate::index::Index;
 use crate::inspect::track::Track;
 use crate::inspect::walk::{Step, Walk};
@@ -66,8 +67,7 @@ pub async fn export(
     if let Some(cluster) = &inspection.cluster_id {
         // The directory's id only has to differ from those of its neighbours: the place it came from names it.
         let id = Uuid::from_u128(u128::from(crc32c::crc32c(inspection.place.as_bytes())) << 64 | 0x4000_8000);
-        let text =
-            format!("cluster.id={cluster}\ndirectory.id={}\nnode.id=1\nversion=1\n", names::base64_id(id));
+        let text = format!("cluster.id={cluster}\ndirectory.id={}\nnode.id=1\nversion=1\n", ids::base64(id));
         offline::write_whole(to.join("meta.properties"), text.into()).await?;
     }
     offline::sync_names(to).await?;

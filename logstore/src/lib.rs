@@ -42,6 +42,7 @@ mod ground;
 pub mod heal;
 mod health;
 mod home;
+mod ids;
 pub mod index;
 pub mod inspect;
 pub mod partition;

@@ -16,12 +16,12 @@ use crate::commit::Committer;
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::directory::DirectoryHome;
-use crate::directory::names::base64_id;
 use crate::error::{Error, Result};
 use crate::graveyard::Graveyard;
 use crate::heal::HealingCounts;
 use crate::health::Health;
 use crate::home::{self, PartitionId, Space};
+use crate::ids;
 use crate::partition::Partition;
 use crate::partition::compact::is_local;
 use crate::partition::recovery::{self, Opened};
@@ -365,9 +365,7 @@ impl Store {
         let one = Arc::clone(&self.admin).lock_owned().await;
         self.context.check()?;
         self.check_free(name)?;
-        let mut id = [0; 16];
-        self.context.tasks.runtime().fill_random(&mut id);
-        let id = uuid::Builder::from_random_bytes(id).into_uuid();
+        let id = ids::fresh(self.context.tasks.runtime().as_ref());
         let own = config.overrides().clone();
         let record = TopicRecord { name: name.to_owned(), id, partitions, config: own };
         let (context, topics) = (Arc::clone(&self.context), Arc::clone(&self.topics));
@@ -634,9 +632,7 @@ async fn identity(catalog: &Arc<Catalog>, tasks: &Arc<Tasks>, place: &str) -> Re
     if let Some(id) = catalog.record::<String>(Table::Meta, b"cluster_id")? {
         return Ok(id);
     }
-    let mut id = [0; 16];
-    tasks.runtime().fill_random(&mut id);
-    let id = base64_id(uuid::Builder::from_random_bytes(id).into_uuid());
+    let id = ids::base64(ids::fresh(tasks.runtime().as_ref()));
     let mut change = Change::new();
     change.put(Table::Meta, b"format", &FORMAT);
     change.put(Table::Meta, b"cluster_id", &id);

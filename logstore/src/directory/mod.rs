@@ -333,10 +333,12 @@ fn claim(path: &Path) -> Result<File> {
 fn rename_away(root: &Path, record: &TopicRecord, keep: &BTreeSet<PathBuf>) -> Result<()> {
     for partition in 0..record.partitions {
         let from = names::partition_dir(root, &record.name, partition);
-        if keep.contains(&from) {
+        let to = names::deleted_dir(root, &record.name, record.id, partition);
+        // Once it has been renamed, whatever bears its old name is another topic's, perhaps one that was never made to the end.
+        if keep.contains(&from) || at("look at", &to, to.try_exists())? {
             continue;
         }
-        renamed(&from, fs::rename(&from, names::deleted_dir(root, &record.name, record.id, partition)))?;
+        renamed(&from, fs::rename(&from, to))?;
     }
     sync_dir(root)
 }

@@ -1,5 +1,6 @@
 //! Kafka's names for files and directories. Pure.
 
+use crate::ids;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -59,23 +60,9 @@ pub(super) fn offset_of(name: &str, extension: &str) -> Option<i64> {
     stem.parse().ok()
 }
 
-/// A UUID as Kafka prints it: base64 for URLs, without padding, 22 characters.
-#[must_use]
-pub(crate) fn base64_id(id: Uuid) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    // 128 bits in 22 digits of 6: four zero bits follow.
-    (0..22)
-        .map(|digit| {
-            let shift = 122 - digit * 6;
-            let value = if shift >= 0 { id.as_u128() >> shift } else { id.as_u128() << -shift };
-            DIGITS[(value & 63) as usize] as char
-        })
-        .collect()
-}
-
 /// The text of `partition.metadata`.
 pub(crate) fn partition_metadata(topic: Uuid) -> String {
-    format!("version: 0\ntopic_id: {}\n", base64_id(topic))
+    format!("version: 0\ntopic_id: {}\n", ids::base64(topic))
 }
 
 #[cfg(test)]
@@ -95,13 +82,6 @@ mod tests {
         {
             assert_eq!(offset_of(bad, "log"), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn ids_print_as_kafka_prints_them() {
-        // From `org.apache.kafka.common.Uuid`: ONE_UUID, and the largest.
-        assert_eq!(base64_id(Uuid::from_u128(1)), "AAAAAAAAAAAAAAAAAAAAAQ");
-        assert_eq!(base64_id(Uuid::from_u128(u128::MAX)), "_____________________w");
     }
 
     #[test]

@@ -208,13 +208,13 @@ pub fn parse_id(text: &str) -> Option<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::names::base64_id;
+    use crate::ids;
     use crate::transactions::{Aborted, encode};
 
     #[test]
     fn ids_read_back() {
         for value in [0, 1, 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef, u128::MAX] {
-            assert_eq!(parse_id(&base64_id(Uuid::from_u128(value))), Some(Uuid::from_u128(value)));
+            assert_eq!(parse_id(&ids::base64(Uuid::from_u128(value))), Some(Uuid::from_u128(value)));
         }
         assert_eq!(parse_id("AAAA"), None);
         assert_eq!(parse_id("!AAAAAAAAAAAAAAAAAAAAA"), None);

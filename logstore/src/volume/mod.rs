@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::heal::Healing;
 use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
+use crate::ids;
 use crate::tasks::Tasks;
 use copies::{Head, look_blank};
 use extent::{Extent, FreeSpace, round_up};
@@ -275,9 +276,7 @@ fn catalog_share(size: u64) -> u64 {
 /// Writes the first header. Nothing but the header makes a volume a store: before it is durable there is none.
 async fn format(device: &Arc<dyn Device>, tasks: &Arc<Tasks>) -> Result<Layout> {
     let (place, size) = (device.name().to_owned(), device.size());
-    let mut id = [0; 16];
-    tasks.runtime().fill_random(&mut id);
-    let store = uuid::Builder::from_random_bytes(id).into_uuid();
+    let store = ids::fresh(tasks.runtime().as_ref());
     let layout = Layout::plan(size, catalog_share(size), store).ok_or(Error::TooSmall {
         place,
         size,

@@ -123,3 +123,23 @@ fn a_creation_that_failed_half_way_leaves_the_name_free() {
         }
     });
 }
+
+#[test]
+fn a_creation_that_was_cut_short_behind_a_deletion() {
+    let place = Place::directory();
+    place.run(async |store: Arc<Store>| {
+        let log = topic(&store, "t", &[("file.delete.delay.ms", "3600000")]).await;
+        fill(&log, 0..3).await;
+        store.delete_topic("t").await.unwrap();
+    });
+    // The old one waits under its new name, and has records; the new one has no record in the catalog yet.
+    let half_made = place.partition_dir("t", 0);
+    std::fs::create_dir(&half_made).unwrap();
+    std::fs::write(half_made.join("partition.metadata"), "version: 0\n").unwrap();
+    place.run(async |store: Arc<Store>| {
+        assert!(store.topic("t").is_none() && !half_made.exists());
+        let log = topic(&store, "t", &[]).await;
+        fill(&log, 10..13).await;
+    });
+    place.run(async |store: Arc<Store>| holds(&first(&store, "t"), 0, 10..13, "made anew").await);
+}
