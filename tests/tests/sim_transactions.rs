@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use raid::device::{Device, Durability};
 use raid::runtime::Runtime;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tests::broker::batch_of;
@@ -65,6 +66,28 @@ impl Asked {
         if durable {
             self.floor = self.floor.max(end);
         }
+    }
+
+    /// The process was killed: what was answered is there, until the power goes.
+    fn process_killed(&mut self) {
+        self.kept = self.answered;
+    }
+
+    /// The power went: what was only answered may be gone, and no kill later on can promise it again.
+    fn power_cut(&mut self) {
+        self.answered = self.floor;
+        self.kept = 0;
+    }
+
+    /// After a start the log was read whole: this is what is there, base offset → batch number, and it stays.
+    fn reopened(&mut self, there: BTreeMap<i64, u64>, log_end: i64) {
+        let floor = self.floor.max(self.kept);
+        assert!(log_end >= floor, "the log ends at {log_end}, {floor} was durable");
+        for (at, id) in self.known.range(..floor) {
+            assert_eq!(there.get(at), Some(id), "what was acknowledged at {at}");
+        }
+        (self.known, self.floor, self.answered) = (there, log_end, log_end);
+        self.kept = 0;
     }
 
     /// A consumer at `read_committed` was given these batches and this list: does what a Kafka client does with them.
@@ -193,22 +216,10 @@ impl World {
             let slice = partition.read(at, 10_000, ReadLimit::LogEnd, true).await.unwrap();
             log.extend(batches(&slice.copy().await.unwrap()));
         }
-        {
-            let mut asked = self.asked.lock();
-            let there: BTreeMap<i64, u64> = log
-                .iter()
-                .map(|(header, bytes)| {
-                    (header.base_offset, if header.is_control() { 0 } else { number(bytes) })
-                })
-                .collect();
-            let floor = asked.floor.max(asked.kept);
-            assert!(offsets.log_end >= floor, "the log ends at {}, {floor} was durable", offsets.log_end);
-            for (at, id) in asked.known.range(..floor) {
-                assert_eq!(there.get(at), Some(id), "what was acknowledged at {at}");
-            }
-            (asked.known, asked.floor, asked.answered) = (there, offsets.log_end, offsets.log_end);
-            asked.kept = 0;
-        }
+        let there = log
+            .iter()
+            .map(|(header, bytes)| (header.base_offset, if header.is_control() { 0 } else { number(bytes) }));
+        self.asked.lock().reopened(there.collect(), offsets.log_end);
         let said = said(&log);
         let stable = said.open.values().min().copied().unwrap_or(offsets.log_end);
         assert_eq!(offsets.last_stable, stable, "of a log that says {said:?}");
@@ -250,7 +261,10 @@ impl World {
 
     fn note_end(&self, style: CutStyle) {
         let mut asked = self.asked.lock();
-        asked.kept = if let CutStyle::ProcessKilled = style { asked.answered } else { 0 };
+        match style {
+            CutStyle::ProcessKilled => asked.process_killed(),
+            _ => asked.power_cut(),
+        }
         if let Some(violation) = &asked.violation {
             panic!("{violation}");
         }
@@ -540,6 +554,57 @@ fn the_power_goes_at_every_boundary_of_a_few_transactions() {
             world.finale();
         },
     );
+}
+
+/// What was answered and not made durable, and a power cut took, is not owed by a start whose process is killed before
+/// it has read the log.
+#[test]
+fn a_kill_does_not_ask_for_what_a_power_cut_took() {
+    let mut taken = 0;
+    for seed in 0..10 {
+        let world = World::new(seed, SimDiskOptions::default());
+        world.sim.set_cut_style(CutStyle::AllLost);
+        let life = async {
+            let (_store, partition) = world.open().await;
+            let client = world.client(&partition);
+            assert!(client.send((-1, -1, -1), None, 1, true).await);
+            assert!(client.send((-1, -1, -1), None, 2, false).await);
+        };
+        world.sim.block_on(life).unwrap();
+        world.sim.cut_now();
+        world.note_end(CutStyle::AllLost);
+        world.sim.set_cut_style(CutStyle::ProcessKilled);
+        world.sim.cut_after(Some(seed + 1));
+        assert!(world.sim.block_on(world.open()).is_err(), "the start takes more than that");
+        world.note_end(CutStyle::ProcessKilled);
+        world.sim.cut_after(None);
+        let (_store, partition) = world.sim.block_on(world.open()).unwrap();
+        taken += u32::from(partition.offsets().log_end == 1);
+        assert_eq!(world.asked.lock().floor, partition.offsets().log_end);
+    }
+    assert!(taken > 0, "the second append was made durable in all runs");
+}
+
+/// Of two answered appends, one durable: what each kind of end, and ends in a row, leave to be asked for.
+#[test]
+fn what_is_owed_after_a_start_follows_from_how_lives_ended() {
+    /// The shortest log that is taken for whole.
+    fn owed(ends: &[fn(&mut Asked)]) -> Option<i64> {
+        (0..=2).find(|&log_end| {
+            let known = BTreeMap::from([(0, 1), (1, 2)]);
+            let there = known.range(..log_end).map(|(&at, &id)| (at, id)).collect();
+            let mut asked = Asked { known, floor: 1, answered: 2, ..Asked::default() };
+            ends.iter().for_each(|end| end(&mut asked));
+            std::panic::catch_unwind(AssertUnwindSafe(|| asked.reopened(there, log_end))).is_ok()
+        })
+    }
+    let (cut, killed): (fn(&mut Asked), fn(&mut Asked)) = (Asked::power_cut, Asked::process_killed);
+    assert_eq!(owed(&[cut]), Some(1));
+    assert_eq!(owed(&[killed]), Some(2));
+    assert_eq!(owed(&[killed, killed]), Some(2));
+    assert_eq!(owed(&[killed, cut]), Some(1));
+    assert_eq!(owed(&[cut, killed]), Some(1));
+    assert_eq!(owed(&[killed, cut, killed]), Some(1));
 }
 
 /// The oracle can fail: without the list, with a marker of the wrong kind, with a transaction that nobody has ended.
