@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::groups::Coordinator;
 use crate::metrics::Metrics;
-use logstore::{Store, Topic};
+use logstore::{Checkpoint, Store, Topic};
 use raid::runtime::Runtime;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +99,28 @@ impl Broker {
             }
             if let Err(error) = self.store.scrub_if_due() {
                 tracing::error!(%error, "the logs could not be scrubbed");
+            }
+        }
+    }
+
+    /// Keeps one of Kafka's offset checkpoints up to date for as long as the broker runs.
+    pub async fn checkpoint(self: Arc<Self>, of: Checkpoint, interval: Duration) {
+        let mut stopping = self.stopping();
+        let mut is_behind = false;
+        loop {
+            tokio::select! {
+                () = self.runtime.sleep(interval) => {}
+                _ = stopping.wait_for(|stop| *stop) => return,
+            }
+            match self.store.checkpoint(of).await {
+                Ok(_) => is_behind = false,
+                // On the way down.
+                Err(logstore::Error::Closed) => return,
+                // Once, until it works again: nothing here depends on it.
+                Err(error) if !std::mem::replace(&mut is_behind, true) => {
+                    tracing::warn!(%error, "{} cannot be kept up to date", of.file_name());
+                }
+                Err(_) => {}
             }
         }
     }

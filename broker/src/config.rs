@@ -3,6 +3,7 @@
 //! Sources, the later winning: defaults, `--config server.properties`, `--set KEY=VALUE`. A key nobody here reads is
 //! an error with the nearest known name, so that a typing mistake never passes for a setting.
 
+use logstore::Checkpoint;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +52,9 @@ fn suggestion(nearest: Option<&'static str>) -> String {
 /// How a value is read from text.
 trait Value: Sized + std::fmt::Display {
     fn parse(text: &str) -> Result<Self, String>;
+
+    /// As `DescribeConfigs` tells it.
+    fn show(&self) -> String;
 }
 
 macro_rules! integer_value {
@@ -59,11 +63,27 @@ macro_rules! integer_value {
             fn parse(text: &str) -> Result<Self, String> {
                 text.trim().parse().map_err(|_| "write a whole number".to_owned())
             }
+
+            fn show(&self) -> String {
+                self.to_string()
+            }
         }
     )*};
 }
 
 integer_value!(i32, i64);
+
+impl Value for f64 {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number: Option<Self> = text.trim().parse().ok();
+        number.filter(|number| number.is_finite()).ok_or_else(|| "write a number".to_owned())
+    }
+
+    fn show(&self) -> String {
+        // As Java writes it: 0.5, 1.0, 1.7976931348623157E308.
+        format!("{self:?}").to_uppercase()
+    }
+}
 
 impl Value for bool {
     fn parse(text: &str) -> Result<Self, String> {
@@ -73,11 +93,19 @@ impl Value for bool {
             _ => Err("write true or false".to_owned()),
         }
     }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Value for String {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.trim().to_owned())
+    }
+
+    fn show(&self) -> String {
+        self.clone()
     }
 }
 
@@ -90,6 +118,8 @@ pub enum Kind {
     Int,
     /// 64 bits.
     Long,
+    /// Floating point.
+    Double,
     /// Text.
     Text,
 }
@@ -103,6 +133,9 @@ macro_rules! kind {
     };
     (i64) => {
         Kind::Long
+    };
+    (f64) => {
+        Kind::Double
     };
     (String) => {
         Kind::Text
@@ -148,7 +181,7 @@ macro_rules! settings {
             #[must_use]
             pub fn entries(&self) -> Vec<(&'static str, Option<String>, Kind, bool)> {
                 vec![$({
-                    let value = Some(self.$field.to_string()).filter(|v| *v != UNSET.to_string());
+                    let value = Some(Value::show(&self.$field)).filter(|v| *v != UNSET.to_string());
                     ($key, value, kind!($t), self.set_by_user.contains($key))
                 }),*]
             }
@@ -171,6 +204,11 @@ fn at_least<const MIN: i64, T: Copy + Into<i64>>(value: &T) -> Result<(), String
 #[allow(clippy::trivially_copy_pass_by_ref)] // one signature for all checks
 fn between<const MIN: i32, const MAX: i32>(value: &i32) -> Result<(), String> {
     if (MIN..=MAX).contains(value) { Ok(()) } else { Err(format!("it must be from {MIN} to {MAX}")) }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // one signature for all checks
+fn ratio(value: &f64) -> Result<(), String> {
+    if (0.0..=1.0).contains(value) { Ok(()) } else { Err("it must be from 0 to 1".to_owned()) }
 }
 
 fn one_of(value: &str, allowed: &[&str]) -> Result<(), String> {
@@ -241,7 +279,10 @@ settings! {
     /// Memory for the keys of a pass; Kafka's default is 128 MiB.
     log_cleaner_dedupe_buffer_size: i64 = 33_554_432, "log.cleaner.dedupe.buffer.size", at_least::<1_048_576, i64>;
     /// Bytes a second that compaction reads at most.
-    log_cleaner_io_max_bytes_per_second: i64 = i64::MAX, "log.cleaner.io.max.bytes.per.second", at_least::<1, i64>;
+    log_cleaner_io_max_bytes_per_second: f64 = f64::MAX, "log.cleaner.io.max.bytes.per.second",
+        |v| if *v > 0.0 { Ok(()) } else { Err("it must be more than 0".to_owned()) };
+    /// Dirty share of a log at which compaction starts.
+    log_cleaner_min_cleanable_ratio: f64 = 0.5, "log.cleaner.min.cleanable.ratio", ratio;
     /// How long tombstones are kept.
     log_cleaner_delete_retention_ms: i64 = 86_400_000, "log.cleaner.delete.retention.ms", at_least::<0, i64>;
     /// The shortest time that a record stays out of compaction.
@@ -268,6 +309,15 @@ settings! {
     log_flush_interval_ms: i64 = UNSET, "log.flush.interval.ms", at_least::<0, i64>;
     /// Every append is flushed within this time.
     log_flush_scheduler_interval_ms: i64 = i64::MAX, "log.flush.scheduler.interval.ms", at_least::<1, i64>;
+    /// How often it is written down, in a directory, up to where each log is flushed (`recovery-point-offset-checkpoint`).
+    log_flush_offset_checkpoint_interval_ms: i32 = 60_000, "log.flush.offset.checkpoint.interval.ms",
+        at_least::<0, i32>;
+    /// How often it is written down, in a directory, where each log starts (`log-start-offset-checkpoint`).
+    log_flush_start_offset_checkpoint_interval_ms: i32 = 60_000, "log.flush.start.offset.checkpoint.interval.ms",
+        at_least::<0, i32>;
+    /// How often it is written down, in a directory, up to where each log is visible (`replication-offset-checkpoint`).
+    replica_high_watermark_checkpoint_interval_ms: i64 = 5000, "replica.high.watermark.checkpoint.interval.ms",
+        at_least::<0, i64>;
     /// How long an idle producer's sequence numbers are remembered.
     producer_id_expiration_ms: i32 = 86_400_000, "producer.id.expiration.ms", at_least::<1, i32>;
     /// For how long a batch counts as sound once its checksum was checked; 0: each read checks; -1: until
@@ -368,6 +418,33 @@ impl Config {
         logstore::ScrubOptions { bytes_per_second: self.log_scrub_max_bytes_per_second as u64, interval }
     }
 
+    /// What compaction may take.
+    #[must_use]
+    pub fn cleaner(&self) -> logstore::CleanerOptions {
+        let most = self.log_cleaner_io_max_bytes_per_second;
+        logstore::CleanerOptions {
+            memory: self.log_cleaner_dedupe_buffer_size as usize,
+            bytes_per_second: if most < f64::MAX { most } else { f64::INFINITY },
+        }
+    }
+
+    /// The offset checkpoints that are written now and then, and how often.
+    #[must_use]
+    pub fn checkpoints(&self) -> [(Checkpoint, Duration); 3] {
+        let (flushed, start) = (
+            self.log_flush_offset_checkpoint_interval_ms,
+            self.log_flush_start_offset_checkpoint_interval_ms,
+        );
+        let visible = self.replica_high_watermark_checkpoint_interval_ms;
+        [
+            (Checkpoint::RecoveryPoint, i64::from(flushed)),
+            (Checkpoint::LogStart, i64::from(start)),
+            (Checkpoint::HighWatermark, visible),
+        ]
+        // Kafka takes 0 as well; it is not meant to be busy with nothing else.
+        .map(|(of, ms)| (of, Duration::from_millis(ms.max(10) as u64)))
+    }
+
     /// What topics get that do not set a key themselves: the `log.*` keys under their topic names.
     pub fn topic_defaults(&self) -> logstore::Result<logstore::TopicConfig> {
         let mut topic = logstore::TopicConfig::kafka_defaults();
@@ -387,6 +464,7 @@ impl Config {
             ("flush.messages", self.log_flush_interval_messages.to_string()),
             ("flush.ms", self.flush_ms().to_string()),
             ("delete.retention.ms", self.log_cleaner_delete_retention_ms.to_string()),
+            ("min.cleanable.dirty.ratio", self.log_cleaner_min_cleanable_ratio.to_string()),
             ("min.compaction.lag.ms", self.log_cleaner_min_compaction_lag_ms.to_string()),
             ("max.compaction.lag.ms", self.log_cleaner_max_compaction_lag_ms.to_string()),
         ];
@@ -485,6 +563,120 @@ mod tests {
         assert_eq!(get(&["log.flush.scheduler.interval.ms=9", "log.flush.interval.ms=0"], "flush.ms"), "0");
         assert_eq!(get(&["log.flush.interval.messages=1"], "flush.messages"), "1");
         assert!(with(&["log.commit.linger.ms=1001"]).is_err());
+    }
+
+    #[test]
+    fn cleaner_keys_reach_topics_and_the_cleaner() {
+        let get = |pairs: &[&str], key| with(pairs).unwrap().topic_defaults().unwrap().get(key).unwrap();
+        for (key, topic_key, default, other) in [
+            ("log.cleaner.min.cleanable.ratio", "min.cleanable.dirty.ratio", "0.5", "0.25"),
+            ("log.cleaner.delete.retention.ms", "delete.retention.ms", "86400000", "7"),
+            ("log.cleaner.min.compaction.lag.ms", "min.compaction.lag.ms", "0", "8"),
+            ("log.cleaner.max.compaction.lag.ms", "max.compaction.lag.ms", "9223372036854775807", "9"),
+            ("log.cleanup.policy", "cleanup.policy", "delete", "compact"),
+        ] {
+            assert_eq!(get(&[], topic_key), default, "{key}: Kafka's default");
+            assert_eq!(get(&[&format!("{key}={other}")], topic_key), other, "{key}");
+            let defaults = with(&[&format!("{key}={other}")]).unwrap().topic_defaults().unwrap();
+            let own = defaults.with([(topic_key, default)]).unwrap();
+            assert_eq!(own.get(topic_key).unwrap(), default, "{topic_key}: the topic's own wins");
+        }
+        let config = with(&[]).unwrap();
+        assert!(config.log_cleaner_enable && config.log_cleaner_backoff_ms == 15_000);
+        assert_eq!(config.cleaner(), logstore::CleanerOptions::default());
+        let set = ["log.cleaner.dedupe.buffer.size=2000000", "log.cleaner.io.max.bytes.per.second=1048576.5"];
+        let cleaner = with(&set).unwrap().cleaner();
+        assert_eq!((cleaner.memory, cleaner.bytes_per_second), (2_000_000, 1_048_576.5));
+        let kafkas = with(&["log.cleaner.io.max.bytes.per.second=1.7976931348623157E308"]).unwrap();
+        assert_eq!(
+            kafkas.cleaner(),
+            logstore::CleanerOptions::default(),
+            "Kafka's default, as Kafka writes it"
+        );
+        for bad in [
+            "log.cleaner.min.cleanable.ratio=1.1",
+            "log.cleaner.min.cleanable.ratio=-0.1",
+            "log.cleaner.min.cleanable.ratio=NaN",
+            "log.cleaner.min.cleanable.ratio=half",
+            "log.cleaner.io.max.bytes.per.second=0",
+            "log.cleaner.io.max.bytes.per.second=inf",
+            "log.cleaner.dedupe.buffer.size=1",
+            "log.cleaner.backoff.ms=-1",
+            "log.cleaner.max.compaction.lag.ms=0",
+            "log.cleaner.enable=maybe",
+        ] {
+            assert!(with(&[bad]).unwrap_err().to_string().contains("--set: `log.cleaner."), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_of_kafka_that_nothing_here_reads_are_unknown() {
+        for key in ["log.cleaner.threads", "log.cleaner.io.buffer.size", "log.cleaner.io.buffer.load.factor"]
+        {
+            let error = with(&[&format!("{key}=1")]).unwrap_err().to_string();
+            assert!(error.contains(&format!("unknown configuration key `{key}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_are_written_as_often_as_kafkas() {
+        let every = |pairs: &[&str]| with(pairs).unwrap().checkpoints().map(|(_, every)| every.as_millis());
+        assert_eq!(every(&[]), [60_000, 60_000, 5000]);
+        let set = [
+            "log.flush.offset.checkpoint.interval.ms=1000",
+            "log.flush.start.offset.checkpoint.interval.ms=2000",
+            "replica.high.watermark.checkpoint.interval.ms=0",
+        ];
+        assert_eq!(every(&set), [1000, 2000, 10]);
+        for key in set.map(|pair| pair.split_once('=').unwrap().0) {
+            assert!(with(&[&format!("{key}=-1")]).is_err(), "{key}");
+        }
+        assert!(
+            with(&["log.flush.offset.checkpoint.interval.ms=2147483648"]).is_err(),
+            "Kafka has an int there"
+        );
+    }
+
+    #[test]
+    fn checks_and_scrubs_are_set_in_milliseconds_or_switched_off() {
+        let config = with(&[]).unwrap();
+        assert_eq!(config.verify_interval(), Duration::MAX);
+        assert_eq!(config.scrub(), logstore::ScrubOptions::default());
+        assert_eq!(with(&["log.verify.interval.ms=0"]).unwrap().verify_interval(), Duration::ZERO);
+        assert_eq!(
+            with(&["log.verify.interval.ms=30"]).unwrap().verify_interval(),
+            Duration::from_millis(30)
+        );
+        assert_eq!(with(&["log.scrub.interval.ms=-1"]).unwrap().scrub().interval, None);
+        let set = with(&["log.scrub.interval.ms=40", "log.scrub.max.bytes.per.second=5"]).unwrap().scrub();
+        assert_eq!((set.interval, set.bytes_per_second), (Some(Duration::from_millis(40)), 5));
+        for bad in [
+            "log.verify.interval.ms=-2",
+            "log.scrub.interval.ms=-2",
+            "log.scrub.max.bytes.per.second=0",
+            "log.commit.linger.ms=-1",
+            "log.flush.interval.ms=-1",
+            "log.flush.interval.messages=0",
+            "log.flush.scheduler.interval.ms=0",
+        ] {
+            assert!(with(&[bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_shown_as_it_is_read() {
+        for (key, value, kind, is_set) in Config::default().entries() {
+            assert!(!is_set, "{key}");
+            let Some(value) = value else { continue };
+            let mut again = Config::default();
+            assert_eq!(again.assign(key, &value), Ok(true), "{key}={value}");
+            let shown = again.entries().into_iter().find(|(found, ..)| *found == key).unwrap();
+            assert_eq!(shown, (key, Some(value), kind, true));
+        }
+        let told =
+            |key: &str| Config::default().entries().into_iter().find(|(found, ..)| *found == key).unwrap();
+        assert_eq!(told("log.cleaner.min.cleanable.ratio").1.unwrap(), "0.5");
+        assert_eq!(told("log.cleaner.io.max.bytes.per.second").1.unwrap(), "1.7976931348623157E308");
     }
 
     #[test]

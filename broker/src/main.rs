@@ -8,7 +8,7 @@ use broker::server::Server;
 use broker::volume::{self, OpenError, Opened};
 use broker::{Broker, Config, Endpoint, admin};
 use clap::Parser;
-use logstore::{CleanerOptions, Home, Store, StoreOptions};
+use logstore::{Home, Store, StoreOptions};
 use raid::control::{self, ControlServer, Handles, OnEvent, Program, StopHandle, read_write};
 use raid::device::{Caching, Device};
 use raid::runtime::{Runtime, TokioRuntime};
@@ -177,10 +177,7 @@ async fn serve_log(
         commit_linger: Duration::from_millis(config.log_commit_linger_ms as u64),
         verify_interval: config.verify_interval(),
         scrub: config.scrub(),
-        cleaner: CleanerOptions {
-            memory: config.log_cleaner_dedupe_buffer_size as usize,
-            bytes_per_second: config.log_cleaner_io_max_bytes_per_second as f64,
-        },
+        cleaner: config.cleaner(),
     };
     let directory = match &home {
         Home::Directory(directory) => Some(directory.display().to_string()),

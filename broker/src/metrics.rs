@@ -61,7 +61,7 @@ impl Metrics {
         let connections = Gauge::default();
         registry.register("connections", "Connections open", connections.clone());
         let uncleanable = Gauge::default();
-        let help = "Partitions that are not compacted because of damage";
+        let help = "Partitions that are not compacted because of damage, or for want of room";
         registry.register("uncleanable_partitions", help, uncleanable.clone());
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();

@@ -44,6 +44,12 @@ impl Server {
             // Not waited for: closing the store ends it.
             drop(tokio::spawn(Arc::clone(&broker).compact()));
         }
+        if broker.store.keeps_checkpoints() {
+            for (of, interval) in broker.config.checkpoints() {
+                // Not waited for either: closing the store writes the last one.
+                drop(tokio::spawn(Arc::clone(&broker).checkpoint(of, interval)));
+            }
+        }
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,

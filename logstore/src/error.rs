@@ -4,6 +4,7 @@
 //! Errors are cheap to clone: one failed flush fails every append that waited for it.
 
 use crate::batch::BatchFault;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -336,4 +337,19 @@ pub enum Error {
     /// The task that carried an operation was stopped with its runtime; the outcome is unknown.
     #[error("the operation was interrupted by shutdown; its outcome is unknown")]
     Interrupted,
+}
+
+impl Error {
+    /// Whether there was no room for something, in the volume, its catalog or the file system. Nothing else was wrong, and
+    /// there may be room another time.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } | Self::CatalogFull { .. } => true,
+            Self::File { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
 }

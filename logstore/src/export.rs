@@ -3,7 +3,8 @@
 //! ```text
 //! <topic>-<partition>/<base, 20 digits>.log .index .timeindex .txnindex   <end, 20 digits>.snapshot
 //!                     leader-epoch-checkpoint   partition.metadata
-//! recovery-point-offset-checkpoint   log-start-offset-checkpoint   meta.properties
+//! recovery-point-offset-checkpoint   log-start-offset-checkpoint   cleaner-offset-checkpoint
+//! replication-offset-checkpoint      meta.properties
 //! ```
 //!
 //! Batches are copied as they are, up to the last sound one; one that is bad in some copy from a sound one; one that is bad
@@ -14,6 +15,7 @@
 //! mostly in memory. Memory: a chunk, and a header for each batch that is taken from another copy than the first.
 
 use crate::batch::Header;
+use crate::checkpoints::{self, Checkpoint, Row};
 use crate::directory::names;
 use crate::directory::offline::{self, Writer};
 use crate::error::Result;
@@ -23,8 +25,6 @@ use crate::inspect::track::Track;
 use crate::inspect::walk::{Step, Walk};
 use crate::inspect::{Finding, Inspection, PartitionView, SegmentView, Severity};
 use crate::transactions::{Aborted, encode};
-use bytes::Bytes;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -50,19 +50,18 @@ pub async fn export(
 ) -> Result<Met> {
     offline::target(to, force).await?;
     let mut met = Met::default();
-    let (mut ends, mut starts) = (Vec::new(), Vec::new());
+    let mut marks = Vec::new();
     for view in inspection.partitions.iter().filter(|view| wanted(view)) {
         let end = partition(view, to, &mut met, progress).await?;
-        ends.push((view, end));
-        if view.segments.first().is_some_and(|first| view.log_start > first.base) {
-            starts.push((view, view.log_start));
-        }
+        marks.push((view, view.marks(end)));
     }
     offline::sync_names(to).await?;
-    for (name, rows) in
-        [("recovery-point-offset-checkpoint", &ends), ("log-start-offset-checkpoint", &starts)]
-    {
-        offline::write_whole(to.join(name), checkpoint(rows)).await?;
+    for of in Checkpoint::ALL {
+        let rows: Vec<Row<'_>> = marks
+            .iter()
+            .filter_map(|(view, marks)| Some((view.topic.as_str(), view.partition, marks.row(of)?)))
+            .collect();
+        offline::replace_whole(to.join(of.file_name()), checkpoints::text(&rows).into()).await?;
     }
     if let Some(cluster) = &inspection.cluster_id {
         // The directory's id only has to differ from those of its neighbours: the place it came from names it.
@@ -72,15 +71,6 @@ pub async fn export(
     }
     offline::sync_names(to).await?;
     Ok(met)
-}
-
-fn checkpoint(rows: &[(&PartitionView, i64)]) -> Bytes {
-    let mut text = format!("0\n{}\n", rows.len());
-    for (view, offset) in rows {
-        // Writing to a String cannot fail.
-        let _infallible = writeln!(text, "{} {} {offset}", view.topic, view.partition);
-    }
-    text.into()
 }
 
 /// Exports one partition; returns the offset after its last record.

@@ -12,6 +12,7 @@
 
 use crate::catalog::Change;
 use crate::catalog::records::{Kind, PartitionKey, Swap, TopicRecord};
+use crate::directory::checkpoints::Checkpoints;
 use crate::epochs::Epochs;
 use crate::error::Result;
 use crate::heal::Healing;
@@ -200,11 +201,17 @@ pub(crate) trait Home: Debug + Send + Sync {
     fn new_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
 
     /// A segment that is written beside those of the log, to take the place of the one with this base offset and of
-    /// neighbours: without a trace until then.
-    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes>;
+    /// neighbours: without a trace until then. No two of a partition have the same `turn` while the store is open.
+    fn cleaned_segment(&self, id: &PartitionId, base: i64, turn: u64) -> Arc<dyn SegmentBytes>;
 
     /// Where the space is; `None` where a file system keeps the accounts.
     fn space(&self) -> Result<Option<Space>>;
+
+    /// Whether there is room for compaction to write anything at all; the error says what is missing.
+    fn room_to_clean(&self) -> Io<'_, ()>;
+
+    /// Where Kafka's offset checkpoints are kept; `None` where nobody else looks for them.
+    fn checkpoints(&self) -> Option<&Checkpoints>;
 
     /// Makes every write that completed before this call durable, in all partitions.
     fn flush(&self) -> Io<'_, ()>;

@@ -11,6 +11,7 @@
 //! - [`config`]: topic configuration, with Kafka's names and defaults.
 //! - [`batch`], [`records`], [`compression`], [`compaction`], [`index`], [`producers`], [`transactions`], `epochs`: bytes and rules of the
 //!   formats; pure.
+//! - [`checkpoints`]: offsets of all partitions, as Kafka keeps them beside its logs; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
 //! - `scan`, `ground`: batches checked one after the other; the good copy of one among several.
@@ -26,6 +27,7 @@
 mod aborted;
 pub mod batch;
 mod catalog;
+pub mod checkpoints;
 mod cleaner;
 mod cold;
 mod commit;
@@ -58,6 +60,7 @@ mod unsynced;
 mod volume;
 
 pub use batch::{Origin, Outcome};
+pub use checkpoints::Checkpoint;
 pub use cleaner::CleanerOptions;
 pub use config::TopicConfig;
 pub use error::{Error, Result};

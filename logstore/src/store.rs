@@ -11,6 +11,7 @@
 
 use crate::catalog::records::{FORMAT, PartitionKey, PartitionRecord, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
+use crate::checkpoints::{self, Checkpoint};
 use crate::cleaner::{Cleaner, CleanerOptions, Ground};
 use crate::commit::Committer;
 use crate::config::TopicConfig;
@@ -229,6 +230,7 @@ impl Store {
             cleaner: Cleaner::new(options.cleaner),
         };
         store.open_topics().await?;
+        store.write_checkpoints().await;
         Ok(Arc::new(store))
     }
 
@@ -349,6 +351,7 @@ impl Store {
         self.context.graveyard.close();
         self.context.tasks.idle().await;
         self.context.health.check()?;
+        self.write_checkpoints().await;
         self.context.tasks.close();
         self.context.health.close();
         self.context.catalog.close().await?;
@@ -407,10 +410,13 @@ impl Store {
         let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
         let (context, topics) = (Arc::clone(&self.context), Arc::clone(&self.topics));
         let delete = async move {
-            let _one = one;
-            take_out(&context, &topics, topic).await
+            take_out(&context, &topics, topic).await?;
+            Ok(one)
         };
-        self.context.tasks.finish(delete).await
+        let _one = self.context.tasks.finish(delete).await?;
+        // Before another topic may have its name.
+        self.write_checkpoints().await;
+        Ok(())
     }
 
     /// A topic by name.
@@ -484,6 +490,44 @@ impl Store {
         first
     }
 
+    /// Whether [`Store::checkpoint`] has something to do here.
+    #[must_use]
+    pub fn keeps_checkpoints(&self) -> bool {
+        self.context.home.checkpoints().is_some()
+    }
+
+    /// Brings one of Kafka's offset checkpoints up to date, in a directory; to be called every minute or so by whoever runs
+    /// the store. Returns whether it was written: it is where it has changed. Nothing depends on it but what others read.
+    /// A stop in order, a start and the deletion of a topic see to all of them, compaction to its own.
+    pub async fn checkpoint(&self, of: Checkpoint) -> Result<bool> {
+        self.context.check()?;
+        self.write_checkpoint(of).await
+    }
+
+    async fn write_checkpoint(&self, of: Checkpoint) -> Result<bool> {
+        let Some(checkpoints) = self.context.home.checkpoints() else { return Ok(false) };
+        checkpoints.write(of, || self.checkpoint_text(of)).await
+    }
+
+    fn checkpoint_text(&self, of: Checkpoint) -> String {
+        let topics = self.topics();
+        let partitions =
+            topics.iter().flat_map(|topic| topic.partitions.iter().map(move |part| (topic, part)));
+        let rows: Vec<_> = partitions
+            .filter_map(|(topic, part)| Some((topic.name(), part.key().partition, part.marks().row(of)?)))
+            .collect();
+        checkpoints::text(&rows)
+    }
+
+    /// All of them. One that cannot be written is told of: nothing depends on it here.
+    async fn write_checkpoints(&self) {
+        for of in Checkpoint::ALL {
+            if let Err(error) = self.write_checkpoint(of).await {
+                tracing::warn!("{} is not up to date: {error}", of.file_name());
+            }
+        }
+    }
+
     /// Where the space of the volume is; `None` in a directory. Costs a walk over the catalog.
     pub fn space(&self) -> Result<Option<Space>> {
         self.context.home.space()
@@ -504,7 +548,7 @@ impl Store {
         for topic in self.topics().iter().filter(|topic| topic.config().cleanup_policy.compact) {
             for partition in &topic.partitions {
                 self.context.check()?;
-                if self.cleaner.is_parked(partition.key(), self.ground(partition)) {
+                if self.cleaner.is_parked(partition.key(), self.ground(partition), self.now()) {
                     continue;
                 }
                 match partition.roll_if_old().await {
@@ -513,7 +557,8 @@ impl Store {
                 }
                 match partition.dirty_share().await {
                     Ok(Some(share)) => due.push((share, Arc::clone(partition))),
-                    Ok(None) | Err(Error::UnknownTopic { .. }) => {}
+                    Ok(None) => self.cleaner.succeeded(partition.key(), || name_of(partition)),
+                    Err(Error::UnknownTopic { .. }) => {}
                     Err(error) => self.compaction_failed(partition, error)?,
                 }
             }
@@ -522,11 +567,17 @@ impl Store {
         let mut done = 0;
         for (_, partition) in due {
             match partition.compact(&self.cleaner).await {
-                Ok(()) => done += 1,
+                Ok(()) => {
+                    done += 1;
+                    self.cleaner.succeeded(partition.key(), || name_of(&partition));
+                }
                 // Deleted meanwhile.
                 Err(Error::UnknownTopic { .. }) => {}
                 Err(error) => self.compaction_failed(&partition, error)?,
             }
+        }
+        if let Err(error) = self.write_checkpoint(Checkpoint::Cleaner).await {
+            tracing::warn!("{} is not up to date: {error}", Checkpoint::Cleaner.file_name());
         }
         Ok(done)
     }
@@ -535,9 +586,13 @@ impl Store {
         if !is_local(&error) {
             return Err(error);
         }
-        let name = format!("{}-{}", partition.topic(), partition.index());
-        self.cleaner.failed(partition.key(), &name, &error, self.ground(partition));
+        let (name, ground) = (name_of(partition), self.ground(partition));
+        self.cleaner.failed(partition.key(), &name, &error, ground, self.now());
         Ok(())
+    }
+
+    fn now(&self) -> Duration {
+        self.context.tasks.runtime().now()
     }
 
     /// What may change so that a partition can be compacted that could not.
@@ -550,7 +605,7 @@ impl Store {
         }
     }
 
-    /// Partitions that are not compacted because of damage (Kafka's `uncleanable-partitions-count`).
+    /// Partitions that are not compacted because of damage, or for want of room (Kafka's `uncleanable-partitions-count`).
     #[must_use]
     pub fn uncleanable(&self) -> usize {
         self.cleaner.parked()
@@ -602,6 +657,10 @@ async fn take_out(context: &Context, topics: &RwLock<Topics>, topic: Arc<Topic>)
     drop(topic);
     context.graveyard.bury(delay, bytes, Some(record)).await;
     Ok(())
+}
+
+fn name_of(partition: &Partition) -> String {
+    format!("{}-{}", partition.topic(), partition.index())
 }
 
 /// Whether Kafka allows the name: 1 to 249 characters of `[a-zA-Z0-9._-]`, not `.` or `..`.

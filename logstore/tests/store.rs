@@ -11,6 +11,7 @@ mod healing;
 mod names;
 mod recovering;
 mod space;
+mod swaps;
 mod transactions;
 
 use common::*;

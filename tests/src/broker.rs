@@ -78,6 +78,7 @@ impl Running {
             topic_defaults: config.topic_defaults().expect("valid defaults"),
             verify_interval: config.verify_interval(),
             scrub: config.scrub(),
+            cleaner: config.cleaner(),
             ..StoreOptions::default()
         };
         let store = Store::open(home, options, runtime.clone()).await.expect("a store");
@@ -251,6 +252,35 @@ pub fn batch_of(values: &[&[u8]], timestamp: i64, producer_id: i64, epoch: i16, 
             sequence: sequence + n as i32,
             timestamp: timestamp + n as i64,
             key: None,
+            value: Some(Bytes::copy_from_slice(value)),
+            headers: std::iter::empty().collect(),
+        })
+        .collect();
+    let mut out = BytesMut::new();
+    let options = RecordEncodeOptions { version: 2, compression: Compression::None };
+    RecordBatchEncoder::encode(&mut out, &records, &options).expect("a batch");
+    out.freeze()
+}
+
+/// A batch of records with these keys and values; timestamps count up from `timestamp`.
+#[must_use]
+pub fn keyed_batch(records: &[(&str, &[u8])], timestamp: i64) -> Bytes {
+    let records: Vec<Record> = records
+        .iter()
+        .enumerate()
+        .map(|(n, (key, value))| Record {
+            transactional: false,
+            control: false,
+            delete_horizon: false,
+            partition_leader_epoch: -1,
+            producer_id: -1,
+            producer_epoch: -1,
+            timestamp_type: TimestampType::Creation,
+            offset: n as i64,
+            // Consecutive even without a producer: the encoder begins a batch wherever they are not.
+            sequence: n as i32 - 1,
+            timestamp: timestamp + n as i64,
+            key: Some(Bytes::copy_from_slice(key.as_bytes())),
             value: Some(Bytes::copy_from_slice(value)),
             headers: std::iter::empty().collect(),
         })

@@ -181,12 +181,28 @@ fn kafka_reads(sandbox: &Sandbox, root: &Path) {
     }
 }
 
+/// The offset checkpoints beside the partitions, each with Kafka's rows.
+fn checkpoints_are_there(sandbox: &Sandbox, root: &Path) {
+    for name in ["recovery-point-offset-checkpoint", "replication-offset-checkpoint"] {
+        let told = std::fs::read_to_string(root.join(name)).expect("a checkpoint");
+        assert!(told.starts_with("0\n3\njava 0 ") && told.contains("\nold 0 "), "{name}: {told}");
+        let dumped = we_say(sandbox, &[root.join(name)], &[]);
+        assert_eq!(lines(&dumped, "topic: ").len(), 3, "{name}: {dumped}");
+    }
+    for name in ["log-start-offset-checkpoint", "cleaner-offset-checkpoint"] {
+        let told = std::fs::read_to_string(root.join(name)).expect("a checkpoint");
+        assert_eq!(told, "0\n0\n", "{name}");
+        we_say(sandbox, &[root.join(name)], &[]);
+    }
+}
+
 #[test]
 fn kafkas_tools_read_a_directory_of_ours() {
     let sandbox = Sandbox::new();
     let logs = sandbox.join("logs");
     filled(&sandbox, Logs::Directory(logs.clone()));
     kafka_reads(&sandbox, &logs);
+    checkpoints_are_there(&sandbox, &logs);
     let verify = |sandbox: &Sandbox| {
         let mut command = sandbox.broker();
         command.args(["log", "verify", "--data-dir"]).arg(&logs);
@@ -230,9 +246,8 @@ fn kafkas_tools_read_an_export_of_a_volume() {
     let dumped = succeed(&mut log(&["dump", "--topic", "java"]));
     let exported = we_say(&sandbox, &files(&out.join("java-0"), &["log"]), &[]);
     assert_eq!(lines(&dumped, "baseOffset:"), lines(&exported, "baseOffset:"));
-    let rows = std::fs::read_to_string(out.join("recovery-point-offset-checkpoint")).expect("a checkpoint");
-    assert!(rows.starts_with("0\n3\n") && rows.contains("old 0 "), "{rows}");
-    assert!(out.join("log-start-offset-checkpoint").exists() && out.join("meta.properties").exists());
+    checkpoints_are_there(&sandbox, &out);
+    assert!(out.join("meta.properties").exists());
 
     // Again only if somebody says so; and what does not exist is not exported.
     refuse(&mut log(&["export", "--to", "out"]), 1);

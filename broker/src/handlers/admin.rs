@@ -122,6 +122,7 @@ fn broker(context: &Context, resource: &DescribeConfigsResource) -> Described {
                 Kind::Text => 2,
                 Kind::Int => 3,
                 Kind::Long => 5,
+                Kind::Double => 6,
             })
         } else {
             described

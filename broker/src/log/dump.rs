@@ -2,6 +2,7 @@
 
 use super::print::Printer;
 use super::{Dump, LogError, healed, place};
+use logstore::Checkpoint;
 use logstore::batch::{BatchFault, Header, add_sequence};
 use logstore::compression::Codec;
 use logstore::inspect::source::Stored;
@@ -483,7 +484,7 @@ async fn file(dump: &Dump, path: &Path, printer: &mut Printer) -> Result<(), Log
             let bytes = lone_file(path.to_owned()).await?;
             checkpoint(&name, &text(&bytes), &["epoch", "startOffset"], printer)
         }
-        (_, Some("recovery-point-offset-checkpoint" | "log-start-offset-checkpoint")) => {
+        (_, Some(own)) if Checkpoint::ALL.iter().any(|of| of.file_name() == own) => {
             let bytes = lone_file(path.to_owned()).await?;
             checkpoint(&name, &text(&bytes), &["topic", "partition", "offset"], printer)
         }

@@ -12,11 +12,15 @@
 //! In memory on a volume (see [`region`]), in a file of the data directory otherwise. A commit that fails poisons the
 //! store. A change that would overfill the region is refused before it is tried, and harms nothing; one that leaves less in it
 //! than before never is.
+//!
+//! In a file, what would grow it is refused while less than [`FILE_RESERVE`] is free on its file system: a commit that runs
+//! out of room half-way would be a failed one. Changes that free space, or are needed to stop in order, are tried all the
+//! same, in blocks that the file has already: they are allocated as far as it reaches.
 
 pub(crate) mod records;
 pub(crate) mod region;
 
-use crate::directory::blocking;
+use crate::directory::{at, blocking, free_space};
 use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::inspect::{Finding, Severity};
@@ -29,14 +33,17 @@ use raid::device::{Device, Durability};
 use records::Table;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use region::Recorded;
+use rustix::fs::FallocateFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
+use std::fs::File;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
@@ -51,6 +58,9 @@ const VITAL_FILL: u64 = 3;
 /// adds records: a recovery or a stop replaces one record of a partition, of 150 bytes at least, by one that is larger by
 /// a few digits, or else the change is made smaller (see [`Change::owed`]).
 const OWED_FILL: (u64, u64) = (2, 5);
+
+/// Bytes of the file system that changes leave free which are not needed to free space.
+const FILE_RESERVE: u64 = 1 << 20;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type Row = (Vec<u8>, Vec<u8>);
@@ -145,7 +155,30 @@ impl Future for Pending {
 /// Where the database's bytes go.
 enum Backing {
     Region { memory: Recorded, device: Arc<dyn Device>, layout: Mutex<Layout> },
-    File,
+    File(Arc<Blocks>),
+}
+
+/// The blocks of the database's file.
+struct Blocks {
+    path: PathBuf,
+    /// Held as long as the database is: some file locks go with the first handle that is closed.
+    file: File,
+    /// Up to here the file system has been asked for them.
+    allocated: AtomicU64,
+}
+
+impl Blocks {
+    /// Asks for blocks up to the file's end. A file system that has none, or knows no such thing, changes nothing: what is
+    /// written may then find no room.
+    fn allocate(&self) -> Result<()> {
+        let len = at("look at", &self.path, self.file.metadata())?.len();
+        if len > self.allocated.swap(len, Ordering::AcqRel)
+            && let Err(errno) = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, len)
+        {
+            tracing::debug!("no blocks are kept for {}: {errno}", self.path.display());
+        }
+        Ok(())
+    }
 }
 
 struct Queue {
@@ -326,7 +359,17 @@ impl Catalog {
         blocking(move || {
             // It is read whole anyway; a damaged page that is met later would end in a panic.
             let database = guarded(&place, || builder().set_check_integrity_on_open(true).create(&path))?;
-            Self::assemble(place, database, Backing::File, tasks, health)
+            let file = match at("open", &path, File::options().read(true).write(true).open(&path)) {
+                Ok(file) => file,
+                Err(error) => {
+                    let_go(&place, database)?;
+                    return Err(error);
+                }
+            };
+            let blocks = Arc::new(Blocks { path, file, allocated: AtomicU64::new(0) });
+            let catalog = Self::assemble(place, database, Backing::File(Arc::clone(&blocks)), tasks, health)?;
+            blocks.allocate()?;
+            Ok(catalog)
         })
         .await
     }
@@ -435,8 +478,10 @@ impl Catalog {
     async fn commit_all(self: &Arc<Self>, changes: Vec<(Change, oneshot::Sender<Result<()>>)>) {
         let mut batch = Change::new();
         let mut waiting = Vec::with_capacity(changes.len());
+        let room = self.room(&changes).await;
         for (change, done) in changes {
-            match self.health.check().and_then(|()| self.fits(&change, batch.growth())) {
+            let room = if change.vital { Ok(()) } else { room.clone() };
+            match self.health.check().and(room).and_then(|()| self.fits(&change, batch.growth())) {
                 Ok(()) => {
                     batch.join(change);
                     waiting.push(done);
@@ -452,6 +497,21 @@ impl Catalog {
         for done in waiting {
             drop(done.send(outcome.clone()));
         }
+    }
+
+    /// Whether the file system has room for changes that are not vital, if there are any.
+    async fn room(&self, changes: &[(Change, oneshot::Sender<Result<()>>)]) -> Result<()> {
+        let Backing::File(blocks) = &self.backing else { return Ok(()) };
+        if changes.iter().all(|(change, _)| change.vital) {
+            return Ok(());
+        }
+        let path = blocks.path.clone();
+        let free = blocking(move || free_space(&path)).await?;
+        if free < FILE_RESERVE {
+            let (place, wanted) = (self.place.clone(), FILE_RESERVE - free);
+            return Err(Error::NoSpace { place, free: 0, wanted });
+        }
+        Ok(())
     }
 
     fn fits(&self, change: &Change, queued: u64) -> Result<()> {
@@ -491,9 +551,13 @@ impl Catalog {
                 self.commit_to_database(&change)?;
                 self.replay().await
             }
-            Backing::File => {
-                let catalog = Arc::clone(self);
-                blocking(move || catalog.commit_to_database(&change)).await
+            Backing::File(blocks) => {
+                let (catalog, blocks) = (Arc::clone(self), Arc::clone(blocks));
+                blocking(move || {
+                    catalog.commit_to_database(&change)?;
+                    blocks.allocate()
+                })
+                .await
             }
         }
     }
@@ -572,7 +636,7 @@ impl Catalog {
                 self.shut()?;
                 self.replay().await
             }
-            Backing::File => {
+            Backing::File(_) => {
                 let catalog = Arc::clone(self);
                 blocking(move || catalog.shut()).await
             }

@@ -123,12 +123,16 @@ pub(crate) struct Clean {
 }
 
 /// A compacted segment that takes the place of all with records of its offsets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Swap {
     /// Its base offset.
     pub(crate) base: i64,
     /// Where the next segment begins.
     pub(crate) end: i64,
+    /// Which attempt it was, in this partition: the same segments may be compacted again, and what that leaves half-done
+    /// must not be taken for what was decided.
+    #[serde(default)]
+    pub(crate) turn: u64,
 }
 
 /// A partition.

@@ -3,11 +3,14 @@
 //!
 //! ```text
 //! catalog.redb   .lock
+//! recovery-point-offset-checkpoint   log-start-offset-checkpoint   cleaner-offset-checkpoint
+//! replication-offset-checkpoint                          written from the catalog, and never read for it: `checkpoints`
 //! <topic>-<partition>/<base offset, 20 digits>.log .index .timeindex .txnindex
 //!                     <end offset, 20 digits>.snapshot
 //!                     leader-epoch-checkpoint   partition.metadata
-//!                     <base offset>.log.cleaned               compaction at work
-//!                     <base offset>.log.<end offset>.swap     about to take the place of all from base to end
+//!                     <base offset>.log.<turn>.cleaned        compaction at work
+//!                     <base offset>.<kind>.<end offset>.<turn>.swap
+//!                                                             about to take the place of all from base to end: `swap`
 //! <topic>-<partition>.<topic id>-delete/        a deleted topic's directory, until its space is given back
 //! ```
 //!
@@ -15,9 +18,9 @@
 //! records, which the next start removes. A deleted topic's record moves to the table `dying` in one commit; then its
 //! directories are renamed away and, when their time has come, removed; a start finishes what was left.
 //!
-//! Compaction writes a `.cleaned` file, makes it durable and renames it to `.swap`; then the partition's record says so, in
-//! the catalog, and that decides: the `.swap` becomes the `.log`, its neighbours up to its end are removed. A start
-//! finishes what the record says, and removes every other `.cleaned` and `.swap`.
+//! Compaction writes a `.cleaned` file, makes it durable with its indexes, and renames it to `.swap`; then the partition's
+//! record says so, in the catalog, and that decides: each `.swap` gets its name, the neighbours up to its end are removed.
+//! A start finishes what the record says, and removes every other `.cleaned` and `.swap`.
 //!
 //! A flush syncs every file written since the flush before, and the directories in which files appeared. It costs a
 //! sync a file: that is what a volume saves.
@@ -38,10 +41,12 @@
 //! and the file system is shared. It is not used: whether it reaches the disk's cache, and reports what was lost,
 //! depends on the file system and the kernel, which would have to be known first. `bench log sync` measures it anew.
 
+pub(crate) mod checkpoints;
 pub(crate) mod names;
 pub(crate) mod offline;
 mod place;
 mod segment;
+mod swap;
 
 use crate::catalog::records::{PartitionKey, Swap, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
@@ -51,6 +56,7 @@ use crate::heal::Healing;
 use crate::health::Health;
 use crate::home::{Found, Home, Io, PartitionId, SegmentBytes, Space};
 use crate::tasks::Tasks;
+use checkpoints::Checkpoints;
 use parking_lot::Mutex;
 use place::PartitionDir;
 use segment::FileSegment;
@@ -67,6 +73,8 @@ const CATALOG_FRESH: &str = "catalog.redb.new";
 const LOCK: &str = ".lock";
 /// What a data directory may hold before it is one: an empty file system has `lost+found`.
 const BLANK: [&str; 3] = [LOCK, CATALOG_FRESH, "lost+found"];
+/// Bytes of the file system that compaction leaves to the rest, the catalog above all, less what it writes at once.
+const KEPT_FREE: u64 = 4 << 20;
 /// Files synced at the same time in a flush.
 const SYNCS: usize = 4;
 
@@ -79,7 +87,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Turns a file system's answer into one that names the file.
-fn at<T>(action: &'static str, path: &Path, outcome: io::Result<T>) -> Result<T> {
+pub(crate) fn at<T>(action: &'static str, path: &Path, outcome: io::Result<T>) -> Result<T> {
     outcome.map_err(|source| Error::File { action, path: path.to_owned(), source: Arc::new(source) })
 }
 
@@ -101,14 +109,32 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut fresh = path.to_owned().into_os_string();
     fresh.push(".tmp");
     let fresh = PathBuf::from(fresh);
-    write_file(&fresh, bytes)?;
-    at("rename", &fresh, fs::rename(&fresh, path))?;
+    let renamed = write_file(&fresh, bytes).and_then(|()| at("rename", &fresh, fs::rename(&fresh, path)));
+    if let Err(error) = renamed {
+        // There may be no room: what is there of it takes some. The first failure is the one to tell of.
+        drop(fs::remove_file(&fresh));
+        return Err(error);
+    }
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Bytes that are free to us on the file system that holds `path`.
+pub(crate) fn free_space(path: &Path) -> Result<u64> {
+    let found = at("look for room in", path, rustix::fs::statvfs(path).map_err(io::Error::from))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Removes a directory and all in it; that it is gone already is fine.
 fn remove_dir(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => at("remove", path, outcome),
+    }
+}
+
+/// Removes a file; that it is gone already is fine.
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => at("remove", path, outcome),
     }
@@ -134,6 +160,7 @@ pub(crate) struct DirectoryHome {
     catalog: OnceLock<Arc<Catalog>>,
     /// Where the partitions are of topics that are not deleted.
     places: Mutex<HashMap<PartitionKey, Arc<PartitionDir>>>,
+    checkpoints: Checkpoints,
     /// Files written since they were last synced. One that is gone was deleted.
     dirty: Mutex<Vec<Weak<FileSegment>>>,
     /// Directories in which a file was made since they were last synced.
@@ -160,6 +187,7 @@ impl DirectoryHome {
             move || claim(&path)
         })
         .await?;
+        let checkpoints = Checkpoints::open(&path).await?;
         let home = Arc::new(Self {
             name: path.display().to_string(),
             path,
@@ -168,6 +196,7 @@ impl DirectoryHome {
             healing: Healing::new(None, Arc::clone(&tasks)),
             catalog: OnceLock::new(),
             places: Mutex::default(),
+            checkpoints,
             dirty: Mutex::new(Vec::new()),
             dirty_dirs: Mutex::new(BTreeSet::new()),
             flushing: tokio::sync::Mutex::new(()),
@@ -179,7 +208,8 @@ impl DirectoryHome {
             Catalog::in_file(&file, tasks, health).await?
         } else {
             // Made under another name first, so that a half-made one is never taken for a catalog.
-            remove_fresh(&fresh).await?;
+            let left = fresh.clone();
+            blocking(move || remove_file(&left)).await?;
             Catalog::in_file(&fresh, Arc::clone(&tasks), Arc::clone(&health)).await?.close().await?;
             let (from, to, dir) = (fresh, file.clone(), home.path.clone());
             blocking(move || {
@@ -302,15 +332,6 @@ fn sync_dir_or_gone(dir: &Path) -> Result<()> {
     }
 }
 
-async fn remove_fresh(fresh: &Path) -> Result<()> {
-    let fresh = fresh.to_owned();
-    blocking(move || match fs::remove_file(&fresh) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => at("remove", &fresh, outcome),
-    })
-    .await
-}
-
 /// Makes sure that the directory is a data directory or may become one, and locks it.
 fn claim(path: &Path) -> Result<File> {
     at("create", path, fs::create_dir_all(path))?;
@@ -426,12 +447,27 @@ impl Home for Arc<DirectoryHome> {
         FileSegment::new(self, id, self.place_of(id), base)
     }
 
-    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
-        FileSegment::beside(self, id, self.place_of(id), base)
+    fn cleaned_segment(&self, id: &PartitionId, base: i64, turn: u64) -> Arc<dyn SegmentBytes> {
+        FileSegment::beside(self, id, self.place_of(id), base, turn)
     }
 
     fn space(&self) -> Result<Option<Space>> {
         Ok(None)
+    }
+
+    fn room_to_clean(&self) -> Io<'_, ()> {
+        let (path, place) = (self.path.clone(), self.name.clone());
+        Box::pin(blocking(move || {
+            let free = free_space(&path)?;
+            if free < KEPT_FREE {
+                return Err(Error::NoSpace { place, free: 0, wanted: KEPT_FREE - free });
+            }
+            Ok(())
+        }))
+    }
+
+    fn checkpoints(&self) -> Option<&Checkpoints> {
+        Some(&self.checkpoints)
     }
 
     fn flush(&self) -> Io<'_, ()> {

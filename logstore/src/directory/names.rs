@@ -1,5 +1,6 @@
 //! Kafka's names for files and directories. Pure.
 
+use crate::catalog::records::Swap;
 use crate::ids;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -35,20 +36,25 @@ pub(crate) fn offset_file(dir: &Path, offset: i64, extension: &str) -> PathBuf {
 }
 
 /// A segment that compaction is writing.
-pub(super) fn cleaned_file(dir: &Path, base: i64) -> PathBuf {
-    dir.join(format!("{base:020}.log.cleaned"))
+pub(super) fn cleaned_file(dir: &Path, swap: Swap) -> PathBuf {
+    let Swap { base, turn, .. } = swap;
+    dir.join(format!("{base:020}.log.{turn}.cleaned"))
 }
 
-/// A segment that is about to take the place of all from its base to `end`.
-pub(super) fn swap_file(dir: &Path, base: i64, end: i64) -> PathBuf {
-    dir.join(format!("{base:020}.log.{end:020}.swap"))
+/// A file that is about to take the place of the one of its kind.
+pub(super) fn swap_file(dir: &Path, kind: &str, swap: Swap) -> PathBuf {
+    let Swap { base, end, turn } = swap;
+    dir.join(format!("{base:020}.{kind}.{end:020}.{turn}.swap"))
 }
 
 /// Whether a file is one of those two.
 pub(super) fn is_of_compaction(name: &str) -> bool {
-    name.split_once(".log.").is_some_and(|(_, rest)| {
-        rest == "cleaned" || rest.split_once('.').is_some_and(|(_, kind)| kind == "swap")
-    })
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    match name.split('.').collect::<Vec<_>>()[..] {
+        [base, "log", turn, "cleaned"] => is_number(base) && is_number(turn),
+        [base, _, end, turn, "swap"] => [base, end, turn].into_iter().all(is_number),
+        _ => false,
+    }
 }
 
 /// The offset in the name of a file with this extension.
@@ -81,6 +87,21 @@ mod tests {
             ["42.log", "00000000000000000042.index", "0000000000000000004x.log", "99999999999999999999.log"]
         {
             assert_eq!(offset_of(bad, "log"), None, "{bad}");
+        }
+        let swap = Swap { base: 42, end: 50, turn: 3 };
+        let of_compaction =
+            [cleaned_file(root, swap), swap_file(root, "log", swap), swap_file(root, "index", swap)];
+        for path in of_compaction {
+            assert!(is_of_compaction(path.file_name().unwrap().to_str().unwrap()), "{path:?}");
+        }
+        for own in [
+            "00000000000000000042.log",
+            "00000000000000000042.index",
+            "00000000000000000042.log.swap",
+            "x.log.1.cleaned",
+            "1.log.2.swap",
+        ] {
+            assert!(!is_of_compaction(own), "{own}");
         }
     }
 

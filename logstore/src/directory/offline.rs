@@ -1,7 +1,11 @@
 //! Looking at a data directory, and writing one for export, without a store: see [`inspect`](crate::inspect) and
 //! [`export`](crate::export). Nothing here changes what it looks at.
 
-use super::{CATALOG, LOCK, at, blocking, entries, names, remove_dir, sync_dir, write_file};
+use super::{
+    CATALOG, LOCK, at, blocking, checkpoints, entries, names, remove_dir, replace, swap, sync_dir, write_file,
+};
+use crate::catalog::records::Swap;
+use crate::checkpoints::Checkpoint;
 use crate::error::{Error, Result};
 use bytes::Bytes;
 pub(crate) use names::offset_file;
@@ -71,16 +75,49 @@ pub(crate) async fn partition_dirs(path: &Path) -> Result<BTreeMap<(String, u32)
 /// The files of a partition.
 #[derive(Debug, Default)]
 pub(crate) struct PartitionFiles {
-    /// Base offsets and lengths of segments, in order.
-    pub(crate) logs: Vec<(i64, u64)>,
+    /// Base offsets, paths and lengths of segments, in order.
+    pub(crate) logs: Vec<(i64, PathBuf, u64)>,
     /// Offset, path and length of snapshots, in order.
     pub(crate) snapshots: Vec<(i64, PathBuf, u64)>,
-    /// Indexes, with their lengths.
-    pub(crate) sidecars: BTreeMap<PathBuf, u64>,
+    /// Indexes, by the paths that are theirs: where they are, and their lengths.
+    pub(crate) sidecars: BTreeMap<PathBuf, (PathBuf, u64)>,
+    /// A segment that was compacted has not wholly taken the place of others yet. It is shown as if it had.
+    pub(crate) is_half_swapped: bool,
     /// `partition.metadata`.
     pub(crate) metadata: Option<String>,
     /// `leader-epoch-checkpoint`.
     pub(crate) epochs: Option<String>,
+}
+
+impl PartitionFiles {
+    /// Shows what a start would make of it by ending what was decided.
+    fn swapped(&mut self, dir: &Path, decided: Swap, there: &BTreeMap<PathBuf, u64>) {
+        let Swap { base, end, .. } = decided;
+        let swap = |kind| names::swap_file(dir, kind, decided);
+        let len = |kind| there.get(&swap(kind)).copied();
+        let before = (self.logs.len(), self.sidecars.len());
+        self.logs.retain(|(at, ..)| *at <= base || *at >= end);
+        let is_gone = |path: &Path, kind: &str| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            names::offset_of(&name, kind).is_some_and(|at| at > base && at < end)
+        };
+        self.sidecars.retain(|path, _| !swap::DERIVED.iter().any(|kind| is_gone(path, kind)));
+        self.is_half_swapped = before != (self.logs.len(), self.sidecars.len());
+        if let Some(len) = len("log") {
+            self.logs.retain(|(at, ..)| *at != base);
+            self.logs.push((base, swap("log"), len));
+            for kind in swap::DERIVED {
+                self.sidecars.remove(&offset_file(dir, base, kind));
+            }
+            self.is_half_swapped = true;
+        }
+        for kind in swap::DERIVED {
+            if let Some(len) = len(kind) {
+                self.sidecars.insert(offset_file(dir, base, kind), (swap(kind), len));
+                self.is_half_swapped = true;
+            }
+        }
+    }
 }
 
 fn text(path: &Path) -> Result<Option<String>> {
@@ -90,20 +127,25 @@ fn text(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// What lies in a partition's directory.
-pub(crate) async fn partition_files(dir: &Path) -> Result<PartitionFiles> {
+/// What lies in a partition's directory. `decided` is what its record says of a compacted segment.
+pub(crate) async fn partition_files(dir: &Path, decided: Option<Swap>) -> Result<PartitionFiles> {
     let dir = dir.to_owned();
     blocking(move || {
-        let mut files = PartitionFiles::default();
+        let (mut files, mut of_compaction) = (PartitionFiles::default(), BTreeMap::new());
         for (name, path) in entries(&dir)? {
             let len = at("look at", &path, fs::metadata(&path))?.len();
             if let Some(base) = names::offset_of(&name, "log") {
-                files.logs.push((base, len));
+                files.logs.push((base, path, len));
             } else if let Some(offset) = names::offset_of(&name, "snapshot") {
                 files.snapshots.push((offset, path, len));
+            } else if names::is_of_compaction(&name) {
+                of_compaction.insert(path, len);
             } else {
-                files.sidecars.insert(path, len);
+                files.sidecars.insert(path.clone(), (path, len));
             }
+        }
+        if let Some(decided) = decided {
+            files.swapped(&dir, decided, &of_compaction);
         }
         files.logs.sort_unstable();
         files.snapshots.sort();
@@ -154,6 +196,17 @@ pub(crate) async fn fresh_dir(path: &Path) -> Result<()> {
 /// Writes a file whole and durably, but for its name.
 pub(crate) async fn write_whole(path: PathBuf, bytes: Bytes) -> Result<()> {
     blocking(move || write_file(&path, &bytes)).await
+}
+
+/// Puts a file in the place of another: it holds the old or the new bytes, whatever happens.
+pub(crate) async fn replace_whole(path: PathBuf, bytes: Bytes) -> Result<()> {
+    blocking(move || replace(&path, &bytes)).await
+}
+
+/// The bytes of an offset checkpoint, if there is one.
+pub(crate) async fn checkpoint(root: &Path, of: Checkpoint) -> Result<Option<Vec<u8>>> {
+    let root = root.to_owned();
+    blocking(move || checkpoints::read(&root, of)).await
 }
 
 /// Makes the names in a directory durable.

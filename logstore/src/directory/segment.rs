@@ -10,14 +10,16 @@
 //! Kafka's indexes have no checksums, and a snapshot's does not say whose it is. So the catalog keeps the lengths and
 //! checksums of what lies beside a closed segment; an index without them is none, and is made from the log. A `.txnindex`
 //! without entries has no file.
+//!
+//! What compaction writes beside the log is synced by compaction, not by the flushes that appends wait for.
 
 use super::place::PartitionDir;
-use super::{DirectoryHome, at, blocking, entries, names, sync_dir, write_file};
+use super::{DirectoryHome, at, blocking, entries, names, remove_file, swap, sync_dir, write_file};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, PartitionKey, SegmentKey, SegmentRecord, Swap, Table};
 use crate::error::{Error, Result};
 use crate::heal::Healing;
-use crate::home::{Copies, Found, Io, PartitionId, Sealing, SegmentBytes};
+use crate::home::{Copies, Found, Home, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, FileDevice, Holder, Piece};
@@ -58,8 +60,8 @@ pub(super) struct FileSegment {
     erased: AtomicBool,
     /// It is written beside the log, under another name.
     beside: AtomicBool,
-    /// What is to be written beside it once it has its own name, and up to where it reaches.
-    pending: Mutex<(i64, Vec<(PathBuf, Bytes)>)>,
+    /// Whose place it is to take; the end is known when all is written.
+    swap: Mutex<Swap>,
     this: Weak<Self>,
 }
 
@@ -74,16 +76,16 @@ pub(super) fn find(
     home: &Arc<DirectoryHome>,
     id: &PartitionId,
     place: &Arc<PartitionDir>,
-    swap: Option<Swap>,
+    decided: Option<Swap>,
 ) -> Result<Vec<Found>> {
     let dir = &*place.path();
-    if let Some(Swap { base, end }) = swap {
-        finish_swap(dir, base, end)?;
+    if let Some(decided) = decided {
+        swap::finish(dir, decided)?;
     }
     for (name, path) in entries(dir)? {
         if names::is_of_compaction(&name) {
             // Never decided.
-            remove(&path)?;
+            remove_file(&path)?;
         }
     }
     let mut found = Vec::new();
@@ -123,7 +125,7 @@ impl FileSegment {
             freed: AtomicBool::new(false),
             erased: AtomicBool::new(false),
             beside: AtomicBool::new(false),
-            pending: Mutex::default(),
+            swap: Mutex::new(Swap { base, ..Swap::default() }),
             this: Weak::clone(this),
         })
     }
@@ -134,8 +136,10 @@ impl FileSegment {
         id: &PartitionId,
         dir: Arc<PartitionDir>,
         base: i64,
+        turn: u64,
     ) -> Arc<Self> {
         let segment = Self::new(home, id, dir, base);
+        segment.swap.lock().turn = turn;
         segment.beside.store(true, Ordering::Release);
         segment
     }
@@ -146,7 +150,7 @@ impl FileSegment {
 
     fn path_in(&self, dir: &Path) -> PathBuf {
         if self.beside.load(Ordering::Acquire) {
-            return names::cleaned_file(dir, self.base);
+            return names::cleaned_file(dir, *self.swap.lock());
         }
         names::offset_file(dir, self.base, "log")
     }
@@ -221,7 +225,9 @@ impl FileSegment {
             })
         })
         .await?;
-        self.home.soil_dir(&self.dir.path());
+        if !self.beside.load(Ordering::Acquire) {
+            self.home.soil_dir(&self.dir.path());
+        }
         let mut slot = self.slot.lock();
         slot.seen = Arc::downgrade(&file);
         slot.held = Some(Arc::clone(&file));
@@ -258,7 +264,7 @@ impl FileSegment {
         blocking(move || {
             for (path, bytes) in &files {
                 let absent = bytes.is_empty() && path.extension().is_some_and(|found| found == "txnindex");
-                if absent { remove(path)? } else { write_file(path, bytes)? }
+                if absent { remove_file(path)? } else { write_file(path, bytes)? }
             }
             remove_old_snapshots(&dir, base, end)?;
             sync_dir(&dir)
@@ -275,10 +281,26 @@ impl FileSegment {
 impl FileSegment {
     async fn take_place_now(&self, old: &[Arc<dyn SegmentBytes>], sealing: Sealing) -> Result<()> {
         let Sealing { end, sidecars, written, change, .. } = sealing;
-        // Its bytes and length, before its name says that they are there.
+        let swap = {
+            let mut swap = self.swap.lock();
+            swap.end = end;
+            *swap
+        };
+        let (sums, dir) = (checksums(&sidecars), self.dir.path());
+        // The snapshot at its end is there already.
+        let derived = sidecars.into_iter().filter_map(|(kind, bytes)| {
+            let name = match kind {
+                Kind::OffsetIndex => "index",
+                Kind::TimeIndex => "timeindex",
+                Kind::TxnIndex if !bytes.is_empty() => "txnindex",
+                Kind::TxnIndex | Kind::Snapshot => return None,
+            };
+            Some((names::swap_file(&dir, name, swap), bytes))
+        });
+        let derived: Vec<_> = derived.collect();
         let (file, from) = (self.file_to_append().await?, self.path());
-        let dir = self.dir.path();
-        let to = names::swap_file(&dir, self.base, end);
+        let to = names::swap_file(&dir, "log", swap);
+        // All of it, before the catalog says that it is there.
         blocking(move || {
             if let Some(written) = written.and_then(|at| u64::try_from(at).ok()) {
                 // It is not younger for having been compacted.
@@ -286,6 +308,7 @@ impl FileSegment {
                 at("set the time of", &from, file.set_modified(time))?;
             }
             at("sync", &from, file.sync_all())?;
+            derived.iter().try_for_each(|(path, bytes)| write_file(path, bytes))?;
             at("rename", &from, fs::rename(&from, &to))?;
             sync_dir(&dir)
         })
@@ -295,33 +318,21 @@ impl FileSegment {
             segment.hold().await?;
             segment.forget(&mut all).await?;
         }
-        all.put(Table::Segments, &self.key(), &checksums(&sidecars));
+        all.put(Table::Segments, &self.key(), &sums);
         all.join(change);
-        // The snapshot at its end is there already.
-        let derived = sidecars.into_iter().filter(|(kind, _)| *kind != Kind::Snapshot);
-        let place = self.dir.path();
-        let files = derived.map(|(kind, bytes)| (self.sidecar_in(&place, kind, end), bytes)).collect();
-        *self.pending.lock() = (end, files);
         let catalog = self.home.catalog.get().ok_or(Error::Closed)?;
-        // From here on its file is removed only if it is known that the commit did not happen.
+        // From here on its files are removed only if it is known that the commit did not happen.
         self.beside.store(false, Ordering::Release);
         let outcome = catalog.submit(all).await;
-        if matches!(outcome, Err(Error::CatalogFull { .. })) {
+        if outcome.as_ref().is_err_and(Error::is_no_room) {
             self.beside.store(true, Ordering::Release);
         }
         outcome
     }
 
     async fn settle_now(&self) -> Result<()> {
-        let (end, files) = std::mem::take(&mut *self.pending.lock());
-        let (dir, base) = (self.dir.path(), self.base);
-        blocking(move || {
-            finish_swap(&dir, base, end)?;
-            let present = files.iter().filter(|(_, bytes)| !bytes.is_empty());
-            present.into_iter().try_for_each(|(path, bytes)| write_file(path, bytes))?;
-            sync_dir(&dir)
-        })
-        .await?;
+        let (dir, swap) = (self.dir.path(), *self.swap.lock());
+        blocking(move || swap::finish(&dir, swap)).await?;
         // It has its name, and is opened when it is read.
         self.slot.lock().held = None;
         Ok(())
@@ -359,15 +370,22 @@ impl SegmentBytes for FileSegment {
     }
 
     fn reserve(&self, _: u64, _: u64) -> Io<'_, ()> {
-        self.begin()
+        Box::pin(async {
+            if self.beside.load(Ordering::Acquire) {
+                self.home.room_to_clean().await?;
+            }
+            self.file_to_append().await.map(drop)
+        })
     }
 
     fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {
         Box::pin(async move {
             let (file, path) = (self.file_to_append().await?, self.path());
             let outcome = blocking(move || at("write", &path, file.write_all_at(&data, position))).await;
-            // Even a failed write may have left bytes.
-            self.soil();
+            // Even a failed write may have left bytes. What is beside the log is no concern of whoever flushes it.
+            if !self.beside.load(Ordering::Acquire) {
+                self.soil();
+            }
             outcome
         })
     }
@@ -468,7 +486,7 @@ impl SegmentBytes for FileSegment {
         Box::pin(async move {
             blocking(move || {
                 dir.with(|dir| {
-                    names.iter().try_for_each(|name| remove(&dir.join(name)))?;
+                    names.iter().try_for_each(|name| remove_file(&dir.join(name)))?;
                     sync_dir(dir)
                 })
             })
@@ -485,8 +503,7 @@ impl Drop for FileSegment {
     fn drop(&mut self) {
         if *self.beside.get_mut() {
             // Written for nothing: it never took its place.
-            let (here, end) = (Path::new(""), self.pending.get_mut().0);
-            let names = vec![names::cleaned_file(here, self.base), names::swap_file(here, self.base, end)];
+            let names = swap::names_beside(Path::new(""), *self.swap.get_mut()).collect();
             let dir = Arc::clone(&self.dir);
             self.home.tasks.spawn(Box::pin(async move {
                 if let Err(error) = remove_all(dir, names).await {
@@ -508,27 +525,6 @@ impl Drop for FileSegment {
             }
         }));
     }
-}
-
-/// Puts a `.swap` in the place of the segments from its base to `end`. Done once or again, wholly or from half-way: the
-/// outcome is the same.
-fn finish_swap(dir: &Path, base: i64, end: i64) -> Result<()> {
-    const DERIVED: [&str; 3] = ["index", "timeindex", "txnindex"];
-    let swap = names::swap_file(dir, base, end);
-    if swap.exists() {
-        // What was derived from the old bytes must not be taken for the new ones'.
-        DERIVED.iter().try_for_each(|kind| remove(&names::offset_file(dir, base, kind)))?;
-        sync_dir(dir)?;
-        at("rename", &swap, fs::rename(&swap, names::offset_file(dir, base, "log")))?;
-    }
-    for (name, path) in entries(dir)? {
-        let kinds = ["log"].iter().chain(&DERIVED);
-        let gone = kinds.filter_map(|kind| names::offset_of(&name, kind)).any(|at| at > base && at < end);
-        if gone {
-            remove(&path)?;
-        }
-    }
-    sync_dir(dir)
 }
 
 /// Lengths and checksums of files that can't vouch for themselves.
@@ -556,7 +552,7 @@ fn remove_old_snapshots(dir: &Path, base: i64, end: i64) -> Result<()> {
     for (name, path) in entries(dir)? {
         let offset = names::offset_of(&name, "snapshot");
         if offset.is_some_and(|offset| offset != base && offset < end && !starts(offset)) {
-            remove(&path)?;
+            remove_file(&path)?;
         }
     }
     Ok(())
@@ -564,13 +560,5 @@ fn remove_old_snapshots(dir: &Path, base: i64, end: i64) -> Result<()> {
 
 /// Removes files by the name that their directory has when its turn comes.
 async fn remove_all(dir: Arc<PartitionDir>, names: Vec<PathBuf>) -> Result<()> {
-    blocking(move || dir.with(|dir| names.iter().try_for_each(|name| remove(&dir.join(name))))).await
-}
-
-/// Removes a file; with its topic's directory it may be gone already.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => at("remove", path, outcome),
-    }
+    blocking(move || dir.with(|dir| names.iter().try_for_each(|name| remove_file(&dir.join(name))))).await
 }

@@ -3,7 +3,7 @@
 //!
 //! [`Inspection`] says what is there: partitions, segments, what is derived from them. `source` reads their bytes,
 //! [`walk`] goes over the batches of a segment whatever is between them, [`sidecars`] reads Kafka's small formats,
-//! [`verify`] holds everything against everything else.
+//! `checkpoints` holds Kafka's offset checkpoints against the catalog, [`verify`] everything against everything else.
 //!
 //! Invariants: the catalog is opened as a copy in memory, so that even the database's own repair writes nothing; a
 //! record that makes no sense costs that record, a catalog that cannot be read costs nothing in a directory, whose
@@ -12,6 +12,7 @@
 //! A store that is open elsewhere is refused: what is read would change under the reader. A directory's lock is held
 //! as long as the [`Inspection`] lives; a volume's members are the caller's to lock.
 
+mod checkpoints;
 pub mod sidecars;
 pub mod source;
 pub(crate) mod track;
@@ -23,6 +24,7 @@ use crate::catalog::records::{
     Clean, Kind, PartitionKey, PartitionRecord, SegmentKey, SegmentRecord, Table, TopicRecord,
 };
 use crate::catalog::{self, Tables, read_tables};
+use crate::checkpoints::{Checkpoint, Marks};
 use crate::directory::offline;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
@@ -147,6 +149,10 @@ pub struct PartitionView {
     pub segments: Vec<SegmentView>,
     /// Snapshots of its producers, by the offset they are at.
     pub snapshots: Vec<(i64, Stored)>,
+    /// Below it compaction has looked at every record.
+    pub cleaned: i64,
+    /// What Kafka's offset checkpoints say of it, as far as the catalog does not say otherwise.
+    pub checkpoints: Vec<(Checkpoint, i64)>,
     /// Compaction may have left gaps between its offsets.
     pub compacted: bool,
     pub(crate) index_interval: u64,
@@ -164,6 +170,17 @@ impl PartitionView {
     #[must_use]
     pub fn epoch_checkpoint(&self) -> String {
         self.epochs.checkpoint()
+    }
+
+    /// What offset checkpoints say of a copy that is durable up to `end`, and visible.
+    pub(crate) fn marks(&self, end: i64) -> Marks {
+        Marks {
+            log_start: self.log_start,
+            first_base: self.segments.first().map(|segment| segment.base),
+            durable: end,
+            high_watermark: end,
+            cleaned: self.cleaned.min(end),
+        }
     }
 
     /// Bytes that its segments may hold.
@@ -255,6 +272,8 @@ fn view(topic: &str, topic_id: Option<Uuid>, partition: u32, record: &PartitionR
         clean_end: record.clean.map(|clean| clean.end),
         segments: Vec::new(),
         snapshots: Vec::new(),
+        cleaned: record.cleaned,
+        checkpoints: Vec::new(),
         compacted: false,
         index_interval: 4096,
         epochs: record.epochs.clone(),
@@ -339,7 +358,7 @@ impl Inspection {
                 let mut view = view(&topic.name, Some(topic.id), partition, &record);
                 (view.compacted, view.index_interval) = settings(topic);
                 if let Some(dir) = dirs.remove(&(topic.name.clone(), partition)) {
-                    in_directory(&mut view, &dir, record.clean, &mut findings).await?;
+                    in_directory(&mut view, &dir, &record, &mut findings).await?;
                 } else {
                     let gone = "its directory is missing".to_owned();
                     findings.push(view.finding(None, Severity::Fault, gone));
@@ -347,19 +366,21 @@ impl Inspection {
                 partitions.push(view);
             }
         }
+        let of_catalog = partitions.len();
         for ((topic, partition), dir) in dirs {
-            let mut view =
-                view(&topic, None, partition, &PartitionRecord { clean: None, ..Default::default() });
+            let record = PartitionRecord { clean: None, ..Default::default() };
+            let mut view = view(&topic, None, partition, &record);
             // Nothing says whether it was compacted: gaps are no reason for alarm.
             view.compacted = true;
             if known.is_some() {
                 let stray = "its directory belongs to no topic of the catalog".to_owned();
                 findings.push(view.finding(None, Severity::Note, stray));
             }
-            in_directory(&mut view, &dir, None, &mut findings).await?;
+            in_directory(&mut view, &dir, &record, &mut findings).await?;
             view.log_start = view.segments.first().map_or(0, |segment| segment.base);
             partitions.push(view);
         }
+        checkpoints::read(path, &mut partitions, of_catalog, &mut findings).await;
         partitions.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         let cluster_id = known.and_then(|known| known.cluster_id);
         Ok(Self { place, cluster_id, partitions, findings, _lock: lock })
@@ -442,10 +463,14 @@ fn on_volume(
 async fn in_directory(
     view: &mut PartitionView,
     dir: &Path,
-    clean: Option<Clean>,
+    record: &PartitionRecord,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
-    let files = offline::partition_files(dir).await?;
+    let (files, clean) = (offline::partition_files(dir, record.swap).await?, record.clean);
+    if files.is_half_swapped {
+        let what = "a compacted segment is taking the place of others; the next start ends that".to_owned();
+        findings.push(view.finding(record.swap.map(|swap| swap.base), Severity::Note, what));
+    }
     if let Some(id) = &files.metadata {
         match (sidecars::topic_id(id), view.topic_id) {
             (Ok(found), None) => view.topic_id = Some(found),
@@ -486,7 +511,7 @@ async fn in_directory(
         }
     }
     let count = files.logs.len();
-    for (at, (base, len)) in files.logs.iter().enumerate() {
+    for (at, (base, log, len)) in files.logs.iter().enumerate() {
         let is_last = at + 1 == count;
         let known = clean.filter(|_| is_last).map(|clean| clean.size);
         if let Some(size) = known.filter(|size| size != len) {
@@ -495,7 +520,8 @@ async fn in_directory(
         }
         let stored = |extension| {
             let path = offline::offset_file(dir, *base, extension);
-            files.sidecars.get(&path).map(|&len| Stored { place: Place::File(path), len, crc: None })
+            let (path, len) = files.sidecars.get(&path)?.clone();
+            Some(Stored { place: Place::File(path), len, crc: None })
         };
         view.segments.push(SegmentView {
             base: *base,
@@ -505,7 +531,7 @@ async fn in_directory(
             index: stored("index"),
             time_index: stored("timeindex"),
             txn_index: stored("txnindex"),
-            place: Place::File(offline::offset_file(dir, *base, "log")),
+            place: Place::File(log.clone()),
         });
     }
     for (offset, path, len) in files.snapshots {

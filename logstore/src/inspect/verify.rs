@@ -456,6 +456,13 @@ impl Run<'_> {
         for what in told {
             self.findings.push(self.view.finding(None, Severity::Fault, what));
         }
+        // Compaction may have emptied the end.
+        let least = if self.view.compacted { self.view.recovery_point } else { 0 };
+        let reach = end.max(self.view.clean_end.unwrap_or(least));
+        for (of, offset) in self.view.checkpoints.iter().filter(|(_, offset)| *offset > reach) {
+            let what = format!("{} says offset {offset}, and its log ends at {end}", of.file_name());
+            self.findings.push(self.view.finding(None, Severity::Note, what));
+        }
     }
 }
 

@@ -13,6 +13,9 @@
 //! A batch of which no copy is good ends the pass: what is left of it stays where it is, for the day on which a copy comes
 //! back, and its consumers are told of it for as long. Nothing is taken out by a map that lacks its keys.
 //!
+//! Where there is no room for what is written beside, the pass ends too, and what it wrote goes at once; groups before it
+//! stay as they are now.
+//!
 //! Readers and appenders are not held up: the writing takes no lock but the last step, which takes `maintenance`. If
 //! retention or a deletion was faster, what was written is thrown away.
 //!
@@ -32,6 +35,7 @@ use crate::transactions::{Aborted, encode};
 use bytes::{Bytes, BytesMut};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Bytes of output gathered before they are written.
 const BUFFER: usize = 1 << 20;
@@ -149,6 +153,8 @@ impl Partition {
             if from >= end {
                 return Ok(());
             }
+            // Before anything is read for nothing.
+            self.context.home.room_to_clean().await?;
             // After the segments were taken, never before: one that was closed in between may hold what was aborted since, and
             // that must not count as the last of its keys.
             let (last_of, aborted) = (self.last_of_producers().await?, self.aborted_ranges(end).await?);
@@ -237,7 +243,8 @@ impl Partition {
     ) -> Result<()> {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
         let interval = pass.config.index_interval_bytes as u64;
-        let fresh = self.context.home.cleaned_segment(&self.id, first.base);
+        let turn = self.cleanings.fetch_add(1, Ordering::Relaxed) + 1;
+        let fresh = self.context.home.cleaned_segment(&self.id, first.base, turn);
         let mut index = Index::new(first.base);
         let (mut size, mut at, mut changed) = (0u64, 0u64, group.len() > 1);
         let mut buffer = BytesMut::new();
@@ -301,7 +308,7 @@ impl Partition {
         let (partition, group) = (Arc::clone(self), group.to_vec());
         self.context.tasks.spawn(Box::pin(async move {
             // Whoever asked may be gone; what is half-way done is done to its end all the same.
-            drop(done.send(partition.replace(&group, smaller, sidecars, &spent).await));
+            drop(done.send(partition.replace(&group, smaller, turn, sidecars, &spent).await));
         }));
         outcome.await.unwrap_or(Err(Error::Interrupted))
     }
@@ -311,6 +318,7 @@ impl Partition {
         self: &Arc<Self>,
         group: &[Arc<Segment>],
         cleaned: Arc<Segment>,
+        turn: u64,
         mut sidecars: Vec<(Kind, Bytes)>,
         spent: &HashSet<i64>,
     ) -> Result<()> {
@@ -336,7 +344,7 @@ impl Partition {
             list.retain(|aborted| !spent.contains(&aborted.last_offset));
             sidecars.push((Kind::TxnIndex, encode(&list)));
         }
-        record.swap = Some(Swap { base: cleaned.base, end: end.next });
+        record.swap = Some(Swap { base: cleaned.base, end: end.next, turn });
         let mut change = Change::vital();
         change.put(Table::Partitions, &self.id.key.bytes(), &record);
         let old: Vec<_> = group.iter().map(|segment| Arc::clone(&segment.bytes)).collect();

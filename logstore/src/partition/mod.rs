@@ -25,6 +25,7 @@ mod upkeep;
 pub use read::Slice;
 
 use crate::catalog::records::{PartitionKey, PartitionRecord};
+use crate::checkpoints::Marks;
 use crate::config::TopicConfig;
 use crate::context::Context;
 use crate::epochs::Epochs;
@@ -39,7 +40,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -186,6 +187,8 @@ pub struct Partition {
     deleted: AtomicBool,
     /// Present when nothing may be changed but by the deletion of the topic.
     withheld: Option<Withheld>,
+    /// Segments that compaction has begun to write, this one's last turn in the record included.
+    cleanings: AtomicU64,
 }
 
 impl Partition {
@@ -243,6 +246,21 @@ impl Partition {
     /// Which epochs wrote where.
     pub(crate) fn epochs(&self) -> Epochs {
         self.record.lock().epochs.clone()
+    }
+
+    /// What Kafka's offset checkpoints say of it. Each offset is of what is durable by now.
+    pub(crate) fn marks(&self) -> Marks {
+        let (log_start, first_base) = {
+            let log = self.log.read();
+            (log.start, log.segments.first().map(|segment| segment.base))
+        };
+        let (clean, recovery_point, cleaned) = {
+            let record = self.record.lock();
+            (record.clean, record.recovery_point, record.cleaned)
+        };
+        let progress = self.progress.lock();
+        let durable = clean.map_or(progress.durable, |clean| clean.end).max(recovery_point);
+        Marks { log_start, first_base, durable, high_watermark: progress.high_watermark, cleaned }
     }
 
     /// Bytes of batches held.

@@ -45,7 +45,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::sync::watch;
 
 /// A segment that recovery found whole but not sealed, with the producers at its end.
@@ -602,6 +602,7 @@ fn assemble(
         context: Arc::clone(context),
         config: RwLock::new(config),
         log: RwLock::new(Log { start: record.log_start, segments }),
+        cleanings: AtomicU64::new(record.swap.map_or(0, |swap| swap.turn)),
         record: Mutex::new(record),
         progress: Mutex::new(progress),
         visible: watch::Sender::new(visible),

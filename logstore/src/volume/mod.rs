@@ -17,6 +17,7 @@ mod segment;
 
 use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Swap, Table, TopicRecord};
 use crate::catalog::{Catalog, Change};
+use crate::directory::checkpoints::Checkpoints;
 use crate::epochs::Epochs;
 use crate::error::{Error, Result};
 use crate::heal::Healing;
@@ -213,7 +214,7 @@ impl Home for Arc<VolumeHome> {
         VolumeSegment::new(self, SegmentKey { partition: id.key, base }, SegmentRecord::default())
     }
 
-    fn cleaned_segment(&self, id: &PartitionId, base: i64) -> Arc<dyn SegmentBytes> {
+    fn cleaned_segment(&self, id: &PartitionId, base: i64, _: u64) -> Arc<dyn SegmentBytes> {
         VolumeSegment::beside(self, SegmentKey { partition: id.key, base })
     }
 
@@ -222,6 +223,22 @@ impl Home for Arc<VolumeHome> {
         let held = records.iter().map(|(_, record)| record.held()).sum();
         let space = self.space.lock();
         Ok(Some(Space { total: space.total(), free: space.free(), held }))
+    }
+
+    fn room_to_clean(&self) -> Io<'_, ()> {
+        let (free, reserve) = (self.space.lock().free(), self.reserve / 2);
+        let (place, wanted) = (self.device.name(), extent::UNIT);
+        Box::pin(async move {
+            if free < reserve + wanted {
+                let free = free.saturating_sub(reserve);
+                return Err(Error::NoSpace { place: place.to_owned(), free, wanted });
+            }
+            Ok(())
+        })
+    }
+
+    fn checkpoints(&self) -> Option<&Checkpoints> {
+        None
     }
 
     fn flush(&self) -> Io<'_, ()> {

@@ -169,8 +169,9 @@ fn the_last_record_of_each_key_stays() {
             let dir = place.partition_dir("t", 0);
             assert!(files(&dir, "cleaned").is_empty() && files(&dir, "swap").is_empty());
             // Whatever a kill may leave of a compaction that was not decided goes.
-            std::fs::write(dir.join("00000000000000000000.log.cleaned"), "noise").unwrap();
-            std::fs::write(dir.join("00000000000000000000.log.00000000000000000100.swap"), "noise").unwrap();
+            std::fs::write(dir.join("00000000000000000000.log.7.cleaned"), "noise").unwrap();
+            std::fs::write(dir.join("00000000000000000000.log.00000000000000000100.7.swap"), "noise")
+                .unwrap();
             place.run(async |store: Arc<Store>| assert_eq!(table(&first(&store, "t")).await, expected));
             assert!(files(&dir, "cleaned").is_empty() && files(&dir, "swap").is_empty());
         }

@@ -126,7 +126,7 @@ impl Batch {
     }
 }
 
-/// A wall clock that is so many milliseconds ahead of the machine's.
+/// A clock that is so many milliseconds ahead of the machine's.
 #[derive(Clone, Default)]
 pub struct Clock(Arc<AtomicU64>);
 
@@ -149,7 +149,7 @@ struct Late {
 
 impl Runtime for Late {
     fn now(&self) -> Duration {
-        self.inner.now()
+        self.inner.now() + Duration::from_millis(self.clock.0.load(Ordering::SeqCst))
     }
 
     fn wall_clock(&self) -> Duration {

@@ -1,7 +1,7 @@
 //! Space on a volume: the images shrink when records go, and after any sequence of what a store does, free space and what
 //! the catalog says is held are all there is, no extent has two owners, and a restart finds the same.
 
-use super::common::{self, NOW, append, append_stable, batch, defaults, first, sized};
+use super::common::{self, Clock, NOW, append, append_stable, batch, defaults, first, sized};
 use super::healing::Mirror;
 use bytes::Bytes;
 use logstore::inspect::Inspection;
@@ -155,6 +155,8 @@ fn whatever_a_store_does_its_space_is_accounted_for() {
         for life in 0..8 {
             let in_order = seeded.below(2) == 0;
             let work = async |store: Arc<Store>| {
+                // What recovery found closed but not sealed is sealed behind its back, and gives space back.
+                store.quiet().await;
                 let free = accounted(&store, "opening");
                 if let Some((true, before)) = was {
                     assert_eq!(free, before, "seed {seed}, life {life}: a restart finds the same");
@@ -232,5 +234,61 @@ fn on_a_full_volume_records_and_topics_can_be_deleted() {
         store.quiet().await;
         append_stable(&log, &sized(1000, 1)).await;
         accounted(&store, "all that");
+    });
+}
+
+/// A volume on which compaction finds no room, half-way and from the beginning: it is given up and leaves no space taken, is
+/// parked, and goes on when there is room and its time has come. What is there is served.
+#[test]
+fn compaction_without_room_rests_and_goes_on() {
+    let place = common::Place::volume(24 << 20);
+    let clock = Clock::default();
+    let own = |policy: &'static str| {
+        [
+            ("cleanup.policy", policy),
+            ("segment.bytes", "6000000"),
+            ("file.delete.delay.ms", "0"),
+            ("min.cleanable.dirty.ratio", "0.01"),
+            ("max.message.bytes", "6000000"),
+        ]
+    };
+    place.run_by(&clock, true, async |store: Arc<Store>| {
+        let log = common::topic(&store, "t", &own("compact")).await;
+        let filler = common::topic(&store, "filler", &own("delete")).await;
+        // One key in three comes again; what stays of a segment is more than half the reserve.
+        for at in 0..150 {
+            let key = if at % 3 == 0 { "again".to_owned() } else { format!("k{at}") };
+            let value = format!("{at} {}", "v".repeat(80_000));
+            append_stable(&log, &common::keyed(&[(&key, Some(&value))])).await;
+        }
+        store.quiet().await;
+        let value = sized(50_000, 1).bytes();
+        while filler.append(Bytes::clone(&value), raid::device::Durability::Cached).await.is_ok() {}
+        store.quiet().await;
+        let (expected, batches) = (super::cleaning::table(&log).await, common::read_all(&log).await.len());
+        let free = accounted(&store, "filling");
+        for attempt in 0..3 {
+            assert_eq!(store.compact().await.unwrap(), 0, "attempt {attempt}");
+            store.quiet().await;
+            assert_eq!(accounted(&store, "an attempt"), free, "attempt {attempt}: it left nothing");
+            assert_eq!(store.uncleanable(), 1);
+            assert_eq!(super::cleaning::table(&log).await, expected);
+            // Once more at once, and once more when its time has come.
+            if attempt == 1 {
+                clock.pass(61_000);
+            }
+        }
+        let refused = filler.append(value, raid::device::Durability::Cached).await;
+        assert!(refused.is_err_and(|error| error.is_no_room()));
+        filler.delete_records_before(filler.offsets().high_watermark).await.unwrap();
+        store.quiet().await;
+        assert_eq!(store.compact().await.unwrap(), 0, "its time has not come");
+        clock.pass(121_000);
+        assert_eq!(store.compact().await.unwrap(), 1);
+        assert_eq!(store.uncleanable(), 0);
+        store.quiet().await;
+        assert_eq!(super::cleaning::table(&log).await, expected);
+        assert!(log.size() < batches as u64 * 80_000 * 4 / 5);
+        accounted(&store, "compaction");
     });
 }

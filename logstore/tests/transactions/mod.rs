@@ -358,7 +358,7 @@ fn a_log_without_transactions_keeps_nothing_of_them() {
 }
 
 /// What a `read_committed` consumer makes of the log, as Kafka's does: by offset the key and the value.
-async fn committed(log: &Arc<Partition>) -> BTreeMap<i64, (String, String)> {
+pub async fn committed(log: &Arc<Partition>) -> BTreeMap<i64, (String, String)> {
     let end = log.offsets().last_stable;
     let (mut at, mut found) = (log.offsets().log_start, BTreeMap::new());
     let mut skipped = BTreeSet::new();
@@ -398,7 +398,7 @@ async fn committed(log: &Arc<Partition>) -> BTreeMap<i64, (String, String)> {
 }
 
 /// The last of each key.
-fn last_of_each(records: &BTreeMap<i64, (String, String)>) -> BTreeMap<&String, (i64, &String)> {
+pub fn last_of_each(records: &BTreeMap<i64, (String, String)>) -> BTreeMap<&String, (i64, &String)> {
     records.iter().map(|(offset, (key, value))| (key, (*offset, value))).collect()
 }
 
@@ -418,7 +418,7 @@ async fn markers(log: &Arc<Partition>) -> usize {
 }
 
 /// Four producers take turns; every third transaction is aborted; each has two batches, between those of another.
-async fn take_turns(log: &Arc<Partition>, sequences: &mut [i32; 4], from: i64, to: i64) {
+pub async fn take_turns(log: &Arc<Partition>, sequences: &mut [i32; 4], from: i64, to: i64) {
     for n in from..to {
         for half in 0..2 {
             for id in [n % 4, (n + 1) % 4] {
