@@ -27,6 +27,8 @@ struct Promised {
     purged: i64,
     /// It may have been deleted.
     deleting: bool,
+    /// It is compacted: of each of three keys, which come by turns, the last record stays.
+    is_table: bool,
 }
 
 type Promises = BTreeMap<Uuid, Promised>;
@@ -37,6 +39,7 @@ fn promise(promises: &mut Promises, line: &str) {
     let topic = promises.entry(id).or_default();
     match words[..] {
         ["made", _] => {}
+        ["table", _] => topic.is_table = true,
         ["stable", _, offset] => topic.stable = topic.stable.max(offset.parse().ok()),
         ["purging", _, before] => topic.purged = before.parse().unwrap(),
         ["deleting", _] => topic.deleting = true,
@@ -76,6 +79,55 @@ async fn check_log(log: &Partition, id: Uuid, promised: &Promised, what: &str) {
     }
 }
 
+/// A table: of each key the last record that was acknowledged, or a later one; nothing twice.
+async fn check_table(log: &Partition, id: Uuid, promised: &Promised, what: &str) {
+    let (mut at, mut last) = (0, [-1; 3]);
+    while at < log.offsets().log_end {
+        let slice = log.read(at, 1, ReadLimit::HighWatermark, true).await;
+        let bytes = slice.unwrap_or_else(|error| panic!("{what}: {error}")).copy().await.unwrap();
+        let header = logstore::batch::Header::parse(&bytes).unwrap();
+        logstore::batch::check(&header, &bytes).unwrap();
+        assert!(header.base_offset >= at, "{what}: {id} has {} twice", header.base_offset);
+        at = header.next_offset();
+        if header.count > 0 {
+            let wanted = format!("{id} {} xxx", header.base_offset);
+            let is_there = bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes());
+            assert!(is_there, "{what}: {id} has another record at {}", header.base_offset);
+            last[(header.base_offset % 3) as usize] = header.base_offset;
+        }
+    }
+    for stable in promised.stable.iter().flat_map(|&stable| (stable - 2).max(0)..=stable) {
+        let found = last[(stable % 3) as usize];
+        assert!(
+            found >= stable,
+            "{what}: {id}: of key {} {stable} was acknowledged, {found} is there",
+            stable % 3
+        );
+    }
+}
+
+/// No file is left of what compaction did not end, and each closed segment has its indexes.
+fn check_files(dir: &Path, what: &str) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_dir() {
+            assert!(path.extension().is_none_or(|kind| kind != "tmp"), "{what}: {}", path.display());
+            continue;
+        }
+        let mut logs: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        logs.sort();
+        let left =
+            logs.iter().find(|path| path.extension().is_some_and(|kind| kind == "swap" || kind == "cleaned"));
+        assert_eq!(left, None, "{what}");
+        logs.retain(|path| path.extension().is_some_and(|kind| kind == "log"));
+        for log in logs.iter().filter(|log| std::fs::metadata(log).unwrap().len() > 0) {
+            for kind in ["index", "timeindex"] {
+                assert!(log.with_extension(kind).exists(), "{what}: no {kind} of {}", log.display());
+            }
+        }
+    }
+}
+
 /// Opens what a cut left, and holds it against what was promised.
 fn check(dir: &Path, promises: &Promises, what: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -85,10 +137,19 @@ fn check(dir: &Path, promises: &Promises, what: &str) {
         let store = store.unwrap_or_else(|error| panic!("{what}: {error}"));
         for (id, promised) in promises.iter().filter(|(_, promised)| !promised.deleting) {
             let topic = store.topic_by_id(*id).unwrap_or_else(|| panic!("{what}: topic {id} is gone"));
-            check_log(&topic.partitions()[0], *id, promised, what).await;
+            let log = &topic.partitions()[0];
+            if promised.is_table {
+                check_table(log, *id, promised, what).await;
+            } else {
+                check_log(log, *id, promised, what).await;
+            }
         }
+        store.quiet().await;
         store.close().await.unwrap();
     });
+    if promises.values().any(|promised| promised.is_table) {
+        check_files(dir, what);
+    }
 }
 
 /// Cuts the power at many points of some lives, each of which goes on where the one before ended.
@@ -159,6 +220,16 @@ fn a_topic_made_anew_and_records_deleted() {
             "stable:t:1",
         ],
         &["again:t", "stable:t:3"],
+    ];
+    cut_in(&lives, None);
+}
+
+#[test]
+fn compacted_segments_take_the_place_of_others() {
+    // Each by itself; then all that is closed into one, with what is left of the keys before.
+    let lives: [&[&str]; 2] = [
+        &["table:t", "keyed:t:23", "compact", "keyed:t:3"],
+        &["wide:t", "keyed:t:6", "compact", "keyed:t:3", "close"],
     ];
     cut_in(&lives, None);
 }

@@ -3,7 +3,8 @@
 //!
 //! Actions: `create:TOPIC`, `delete:TOPIC`, `stable:TOPIC:COUNT` and `cached:TOPIC:COUNT` (appends), `again:TOPIC` (the last
 //! append once more, with acks=all, as a producer does that got no answer), `purge:TOPIC:BEFORE` (`DeleteRecords`),
-//! `pause:MILLISECONDS`, `close`. Without `close` the process ends as by `kill -9`.
+//! `pause:MILLISECONDS`, `close`; `table:TOPIC` (one that is compacted), `keyed:TOPIC:COUNT` (appends with acks=all and three
+//! keys by turns), `wide:TOPIC` (its segments may be large from now on), `compact`. Without `close` the process ends as by `kill -9`.
 
 // A panic is how it fails.
 #![allow(clippy::unwrap_used)]
@@ -15,7 +16,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tests::broker::batch_of;
+use tests::broker::{batch_of, keyed_batch};
 use uuid::Uuid;
 
 /// The producer of everything.
@@ -78,6 +79,38 @@ async fn act(store: &Store, action: &str) {
             let (id, log) = log_of(store, name);
             say(&format!("purging {id} {before}"));
             log.delete_records_before(before.parse().unwrap()).await.unwrap();
+        }
+        ["table", name] => {
+            let own = [
+                ("segment.bytes", "4096"),
+                ("cleanup.policy", "compact"),
+                ("min.cleanable.dirty.ratio", "0.01"),
+            ];
+            let config = TopicConfig::kafka_defaults().with(own).unwrap();
+            let topic = store.create_topic(name, 1, config).await.unwrap();
+            say(&format!("table {}", topic.id()));
+        }
+        ["keyed", name, count] => {
+            let (id, log) = log_of(store, name);
+            for _ in 0..count.parse().unwrap() {
+                let offset = log.offsets().log_end;
+                let value = format!("{id} {offset} {}", "x".repeat(700));
+                let batch =
+                    keyed_batch(&[(&format!("k{}", offset % 3), value.as_bytes())], 1_700_000_000_000);
+                log.append(batch, Durability::Stable).await.unwrap().commit.unwrap().await.unwrap();
+                say(&format!("stable {id} {offset}"));
+            }
+        }
+        ["wide", name] => {
+            let config = store.topic(name).unwrap().config();
+            let mut config = TopicConfig::clone(&config);
+            config.set("segment.bytes", "1000000").unwrap();
+            store.configure_topic(name, config).await.unwrap();
+        }
+        ["compact"] => {
+            store.quiet().await;
+            assert_eq!(store.compact().await.unwrap(), 1);
+            say("compacted");
         }
         ["pause", millis] => tokio::time::sleep(Duration::from_millis(millis.parse().unwrap())).await,
         ["close"] => store.close().await.unwrap(),
