@@ -480,7 +480,7 @@ impl Catalog {
         let mut waiting = Vec::with_capacity(changes.len());
         let room = self.room(&changes).await;
         for (change, done) in changes {
-            let room = if change.vital { Ok(()) } else { room.clone() };
+            let room = if change.rank == Rank::Ordinary { room.clone() } else { Ok(()) };
             match self.health.check().and(room).and_then(|()| self.fits(&change, batch.growth())) {
                 Ok(()) => {
                     batch.join(change);
@@ -502,7 +502,7 @@ impl Catalog {
     /// Whether the file system has room for changes that are not vital, if there are any.
     async fn room(&self, changes: &[(Change, oneshot::Sender<Result<()>>)]) -> Result<()> {
         let Backing::File(blocks) = &self.backing else { return Ok(()) };
-        if changes.iter().all(|(change, _)| change.vital) {
+        if changes.iter().all(|(change, _)| change.rank != Rank::Ordinary) {
             return Ok(());
         }
         let path = blocks.path.clone();
