@@ -80,8 +80,15 @@ impl Value for f64 {
     }
 
     fn show(&self) -> String {
-        // As Java writes it: 0.5, 1.0, 1.7976931348623157E308.
-        format!("{self:?}").to_uppercase()
+        // As Java writes it: 0.5, 1.0, 1.048576E7, 1.7976931348623157E308.
+        if *self == 0.0 || (1e-3..1e7).contains(&self.abs()) {
+            return format!("{self:?}");
+        }
+        let shown = format!("{self:E}");
+        match shown.split_once('E') {
+            Some((whole, exponent)) if !whole.contains('.') => format!("{whole}.0E{exponent}"),
+            _ => shown,
+        }
     }
 }
 
@@ -677,6 +684,18 @@ mod tests {
             |key: &str| Config::default().entries().into_iter().find(|(found, ..)| *found == key).unwrap();
         assert_eq!(told("log.cleaner.min.cleanable.ratio").1.unwrap(), "0.5");
         assert_eq!(told("log.cleaner.io.max.bytes.per.second").1.unwrap(), "1.7976931348623157E308");
+        for (number, shown) in [
+            (0.0, "0.0"),
+            (1.0, "1.0"),
+            (0.001, "0.001"),
+            (0.000_25, "2.5E-4"),
+            (1e-5, "1.0E-5"),
+            (9_999_999.5, "9999999.5"),
+            (1e7, "1.0E7"),
+            (10_485_760.0, "1.048576E7"),
+        ] {
+            assert_eq!(Value::show(&number), shown, "as Double.toString of Java");
+        }
     }
 
     #[test]

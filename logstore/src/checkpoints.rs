@@ -12,7 +12,6 @@
 //! whoever knows Kafka's layout and not our catalog. So all that is asked of them is that they never say more than what the
 //! catalog and the log have: each offset is taken from what is durable already, and its row is at most too old.
 
-use crate::inspect::sidecars;
 use std::fmt::Write;
 
 /// One of the files.
@@ -87,21 +86,43 @@ pub(crate) fn text(rows: &[Row<'_>]) -> String {
     text
 }
 
-/// The rows of a checkpoint, or what is wrong with it. It must be written as Kafka writes it, to the last byte.
+/// The rows of a checkpoint, or what is wrong with it. It must be written as Kafka writes it, to the last byte. The names in
+/// them are not checked. Takes a few bytes of memory for each byte of the file, whatever it holds: it ends at the first row
+/// that is none.
 pub(crate) fn rows(bytes: &[u8]) -> Result<Vec<Row<'_>>, String> {
     let told = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
+    let mut lines = told.lines();
+    match lines.next() {
+        Some("0") => {}
+        first => return Err(format!("its version is {:?}, expected 0", short(first.unwrap_or_default()))),
+    }
+    let count: usize = lines.next().and_then(|line| line.parse().ok()).ok_or("its count is no number")?;
     let mut rows = Vec::new();
-    for row in sidecars::checkpoint(told, 3)? {
-        let offset: Option<i64> = row[2].parse().ok().filter(|offset| *offset >= 0);
-        match (row[1].parse(), offset) {
-            (Ok(partition), Some(offset)) => rows.push((row[0], partition, offset)),
-            _ => return Err(format!("the row {:?} is not topic, partition and offset", row.join(" "))),
-        }
+    for line in lines {
+        let row = row(line);
+        rows.push(
+            row.ok_or_else(|| format!("the row {:?} is not topic, partition and offset", short(line)))?,
+        );
+    }
+    if rows.len() != count {
+        return Err(format!("it says that it has {count} rows, and has {}", rows.len()));
     }
     if text(&rows) != told {
         return Err("its lines are not written as Kafka writes them".to_owned());
     }
     Ok(rows)
+}
+
+fn row(line: &str) -> Option<Row<'_>> {
+    let mut fields = line.split(' ');
+    let (topic, partition, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let offset = offset.parse().ok().filter(|offset| *offset >= 0)?;
+    fields.next().is_none().then_some((topic, partition.parse().ok()?, offset))
+}
+
+/// As much of a line as is worth telling.
+fn short(line: &str) -> String {
+    line.chars().take(300).collect()
 }
 
 #[cfg(test)]
@@ -133,19 +154,27 @@ mod tests {
             ("0\n-1\n", "count"),
             ("0\n99999999999999999999\n", "count"),
             ("0\n2\nt 0 1\n", "2 rows"),
-            ("0\n1\nt 0\n", "3 fields"),
-            ("0\n1\nt 0 1 1\n", "3 fields"),
+            ("0\n1\nt 0\n", "topic, partition and offset"),
+            ("0\n1\nt 0 1 1\n", "topic, partition and offset"),
+            ("0\n1\n\n", "topic, partition and offset"),
             ("0\n1\nt 0 -1\n", "topic, partition and offset"),
             ("0\n1\nt x 1\n", "topic, partition and offset"),
             ("0\n1\nt 0 9223372036854775808\n", "topic, partition and offset"),
             ("0\n1\nt 0 01\n", "as Kafka writes"),
-            ("0\n1\nt  0 1\n", "as Kafka writes"),
+            ("0\n1\nt  0 1\n", "topic, partition and offset"),
             ("0\n1\nt 0 1", "as Kafka writes"),
+            ("0\r\n1\r\nt 0 1\r\n", "as Kafka writes"),
+            ("0\n+1\nt 0 1\n", "as Kafka writes"),
         ] {
             let found = rows(bad.as_bytes()).unwrap_err();
             assert!(found.contains(reason), "{bad:?}: {found}");
         }
         assert_eq!(rows(&[0xff, 0xfe]).unwrap_err(), "it is no text");
+        // What is told of it is short, whatever it holds.
+        for long in ["9".repeat(1 << 20), format!("0\n1\n{}", "t ".repeat(1 << 20)), "0\n1\n".repeat(1 << 20)]
+        {
+            assert!(rows(long.as_bytes()).unwrap_err().len() < 400);
+        }
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Store {
             cleaner: Cleaner::new(options.cleaner),
         };
         store.open_topics().await?;
-        store.write_checkpoints().await;
+        write_checkpoints(&store.context, &store.topics).await;
         Ok(Arc::new(store))
     }
 
@@ -351,7 +351,7 @@ impl Store {
         self.context.graveyard.close();
         self.context.tasks.idle().await;
         self.context.health.check()?;
-        self.write_checkpoints().await;
+        write_checkpoints(&self.context, &self.topics).await;
         self.context.tasks.close();
         self.context.health.close();
         self.context.catalog.close().await?;
@@ -410,13 +410,13 @@ impl Store {
         let topic = self.topic(name).ok_or_else(|| Error::UnknownTopic { name: name.to_owned() })?;
         let (context, topics) = (Arc::clone(&self.context), Arc::clone(&self.topics));
         let delete = async move {
+            let _one = one;
             take_out(&context, &topics, topic).await?;
-            Ok(one)
+            // Before another topic may have its name.
+            write_checkpoints(&context, &topics).await;
+            Ok(())
         };
-        let _one = self.context.tasks.finish(delete).await?;
-        // Before another topic may have its name.
-        self.write_checkpoints().await;
-        Ok(())
+        self.context.tasks.finish(delete).await
     }
 
     /// A topic by name.
@@ -501,31 +501,7 @@ impl Store {
     /// A stop in order, a start and the deletion of a topic see to all of them, compaction to its own.
     pub async fn checkpoint(&self, of: Checkpoint) -> Result<bool> {
         self.context.check()?;
-        self.write_checkpoint(of).await
-    }
-
-    async fn write_checkpoint(&self, of: Checkpoint) -> Result<bool> {
-        let Some(checkpoints) = self.context.home.checkpoints() else { return Ok(false) };
-        checkpoints.write(of, || self.checkpoint_text(of)).await
-    }
-
-    fn checkpoint_text(&self, of: Checkpoint) -> String {
-        let topics = self.topics();
-        let partitions =
-            topics.iter().flat_map(|topic| topic.partitions.iter().map(move |part| (topic, part)));
-        let rows: Vec<_> = partitions
-            .filter_map(|(topic, part)| Some((topic.name(), part.key().partition, part.marks().row(of)?)))
-            .collect();
-        checkpoints::text(&rows)
-    }
-
-    /// All of them. One that cannot be written is told of: nothing depends on it here.
-    async fn write_checkpoints(&self) {
-        for of in Checkpoint::ALL {
-            if let Err(error) = self.write_checkpoint(of).await {
-                tracing::warn!("{} is not up to date: {error}", of.file_name());
-            }
-        }
+        write_checkpoint(&self.context, &self.topics, of).await
     }
 
     /// Where the space of the volume is; `None` in a directory. Costs a walk over the catalog.
@@ -576,9 +552,7 @@ impl Store {
                 Err(error) => self.compaction_failed(&partition, error)?,
             }
         }
-        if let Err(error) = self.write_checkpoint(Checkpoint::Cleaner).await {
-            tracing::warn!("{} is not up to date: {error}", Checkpoint::Cleaner.file_name());
-        }
+        write_or_tell(&self.context, &self.topics, Checkpoint::Cleaner).await;
         Ok(done)
     }
 
@@ -657,6 +631,32 @@ async fn take_out(context: &Context, topics: &RwLock<Topics>, topic: Arc<Topic>)
     drop(topic);
     context.graveyard.bury(delay, bytes, Some(record)).await;
     Ok(())
+}
+
+async fn write_checkpoint(context: &Context, topics: &RwLock<Topics>, of: Checkpoint) -> Result<bool> {
+    let Some(checkpoints) = context.home.checkpoints() else { return Ok(false) };
+    let text = || {
+        let topics: Vec<_> = topics.read().by_name.values().cloned().collect();
+        let all = topics.iter().flat_map(|topic| topic.partitions.iter().map(move |part| (topic, part)));
+        let rows: Vec<_> = all
+            .filter_map(|(topic, part)| Some((topic.name(), part.key().partition, part.marks().row(of)?)))
+            .collect();
+        checkpoints::text(&rows)
+    };
+    checkpoints.write(of, text).await
+}
+
+/// One that cannot be written is told of: nothing depends on it here.
+async fn write_or_tell(context: &Context, topics: &RwLock<Topics>, of: Checkpoint) {
+    if let Err(error) = write_checkpoint(context, topics, of).await {
+        tracing::warn!("{} is not up to date: {error}", of.file_name());
+    }
+}
+
+async fn write_checkpoints(context: &Context, topics: &RwLock<Topics>) {
+    for of in Checkpoint::ALL {
+        write_or_tell(context, topics, of).await;
+    }
 }
 
 fn name_of(partition: &Partition) -> String {

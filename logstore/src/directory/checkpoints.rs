@@ -16,16 +16,17 @@ use crate::error::Result;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Larger than any of ours; a file that is larger is written anew.
-const LARGEST: u64 = 64 << 20;
+/// Larger than any of ours, which have some ten bytes and a name for each partition; a file that is larger is written anew.
+const LARGEST: u64 = 16 << 20;
 
 /// The checkpoints of a data directory.
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     root: PathBuf,
     /// What each file holds, by the order of [`Checkpoint::ALL`]; `None` when that is not known. Locked while it is written.
-    held: [tokio::sync::Mutex<Option<Vec<u8>>>; 4],
+    held: [Arc<tokio::sync::Mutex<Option<Vec<u8>>>>; 4],
 }
 
 /// The bytes of a checkpoint, if there is one.
@@ -51,7 +52,9 @@ impl Checkpoints {
         let held = blocking(move || {
             let mut held = [const { None }; 4];
             for of in Checkpoint::ALL {
-                remove_file(&path.join(format!("{}.tmp", of.file_name())))?;
+                // No start fails for what nothing here depends on: the writing says what is in its way.
+                remove_file(&path.join(format!("{}.tmp", of.file_name())))
+                    .unwrap_or_else(|error| tracing::warn!("{error}"));
                 held[of as usize] = read(&path, of).unwrap_or_else(|error| {
                     tracing::warn!("{error}; it is written anew");
                     None
@@ -60,23 +63,27 @@ impl Checkpoints {
             Ok(held)
         })
         .await?;
-        Ok(Self { root: root.to_owned(), held: held.map(tokio::sync::Mutex::new) })
+        Ok(Self { root: root.to_owned(), held: held.map(|held| Arc::new(tokio::sync::Mutex::new(held))) })
     }
 
     /// Brings one up to date with the text that `text` makes; returns whether it was written. The text is made under its
     /// lock, so that an older one never takes the place of a newer.
     pub(crate) async fn write(&self, of: Checkpoint, text: impl FnOnce() -> String + Send) -> Result<bool> {
-        let mut held = self.held[of as usize].lock().await;
+        let mut held = Arc::clone(&self.held[of as usize]).lock_owned().await;
         let text = text().into_bytes();
         if held.as_ref() == Some(&text) {
             return Ok(false);
         }
-        // Until it is there for certain, it may be either.
-        *held = None;
         let path = self.root.join(of.file_name());
-        let text = blocking(move || replace(&path, &text).map(|()| text)).await?;
-        *held = Some(text);
-        Ok(true)
+        // Locked until it is there, even if whoever asked goes away: two at a time would take each other's `.tmp`.
+        blocking(move || {
+            // Until it is there for certain, it may be either.
+            *held = None;
+            replace(&path, &text)?;
+            *held = Some(text);
+            Ok(true)
+        })
+        .await
     }
 }
 

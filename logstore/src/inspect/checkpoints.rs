@@ -11,6 +11,9 @@ use crate::directory::offline;
 use std::collections::HashMap;
 use std::path::Path;
 
+/// Rows of a kind that are told of by name.
+const NAMED: usize = 10;
+
 /// Reads the checkpoints at `root`. The first `known` partitions are those of the catalog.
 pub(super) async fn read(
     root: &Path,
@@ -46,15 +49,15 @@ fn compare(
     findings: &mut Vec<Finding>,
 ) {
     let name = of.file_name();
-    let mut told: HashMap<(String, u32), i64> = HashMap::with_capacity(rows.len());
+    let (mut told, mut twice) = (HashMap::with_capacity(rows.len()), Vec::new());
     for (topic, partition, offset) in rows {
-        if told.insert(((*topic).to_owned(), *partition), *offset).is_some() {
-            let what = format!("{name}: it has two rows for {topic}-{partition}");
-            findings.push(Finding::of_store(Severity::Note, what));
+        if told.insert((*topic, *partition), *offset).is_some() {
+            twice.push((*topic, *partition));
         }
     }
+    few(&twice, &mut |row| format!("{name}: it has two rows for {row}"), findings);
     for (at, view) in partitions.iter_mut().enumerate() {
-        let found = told.remove(&(view.topic.clone(), view.partition));
+        let found = told.remove(&(view.topic.as_str(), view.partition));
         let is_known = at < known;
         // To Kafka, no row is offset 0.
         let (has, marks) = (found.unwrap_or(0), view.marks(view.clean_end.unwrap_or(i64::MAX)));
@@ -77,8 +80,19 @@ fn compare(
     }
     let mut strange: Vec<_> = told.into_keys().collect();
     strange.sort_unstable();
-    for (topic, partition) in strange {
-        let what = format!("{name}: it has a row for {topic}-{partition}, which is not here");
-        findings.push(Finding::of_store(Severity::Note, what));
+    few(&strange, &mut |row| format!("{name}: it has a row for {row}, which is not here"), findings);
+}
+
+/// Names the first of some rows, and counts the others: a file can hold any number.
+fn few(rows: &[(&str, u32)], told: &mut dyn FnMut(String) -> String, findings: &mut Vec<Finding>) {
+    let named = rows.iter().take(NAMED).map(|(topic, partition)| {
+        // Nothing says that it is a name.
+        let topic: String = topic.chars().take(249).flat_map(char::escape_debug).collect();
+        format!("{topic}-{partition}")
+    });
+    let more = rows.len().saturating_sub(NAMED);
+    let rest = (more > 0).then(|| format!("{more} more"));
+    for row in named.chain(rest) {
+        findings.push(Finding::of_store(Severity::Note, told(row)));
     }
 }
