@@ -13,6 +13,7 @@ use raid::device::Durability;
 use raid::runtime::{BoxFuture, Runtime, TokioRuntime};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -175,6 +176,11 @@ async fn live_on(dir: &Path, what: &str) {
     assert_eq!(left_of_compaction(&data), Vec::<PathBuf>::new(), "{what}");
     let refused = append(&plain, keyed(&["k"], 300_000)).await.expect_err("there is no room");
     assert!(refused.is_no_room(), "{what}: {refused}");
+    let own = options().topic_defaults.with([("retention.bytes", "1")]).expect("a key of Kafka's");
+    let refused = store.configure_topic("plain", own).await.expect_err("the catalog needs room for its own");
+    assert!(refused.is_no_room(), "{what}: {refused}");
+    let catalog = std::fs::metadata(data.join("catalog.redb")).expect("it is there");
+    assert!(catalog.blocks() * 512 >= catalog.len(), "{what}: what is vital finds room in it: {catalog:?}");
     assert_eq!(all_of(&large).await, before[1], "{what}: all is served");
     assert_eq!(all_of(&plain).await[..3], before[2], "{what}: all is served");
     // Its time has not come; when it has, there is still no room; and it rests longer.

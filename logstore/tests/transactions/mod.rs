@@ -7,6 +7,7 @@ use logstore::transactions::Aborted;
 use logstore::{Error, Outcome, Partition, ReadLimit, Store};
 use raid::device::Durability;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 async fn end(log: &Arc<Partition>, id: i64, epoch: i16, outcome: Outcome) -> i64 {
@@ -419,7 +420,17 @@ async fn markers(log: &Arc<Partition>) -> usize {
 
 /// Four producers take turns; every third transaction is aborted; each has two batches, between those of another.
 pub async fn take_turns(log: &Arc<Partition>, sequences: &mut [i32; 4], from: i64, to: i64) {
-    for n in from..to {
+    take_turns_ended(log, sequences, from..to, true).await;
+}
+
+/// The same, or without aborts.
+pub async fn take_turns_ended(
+    log: &Arc<Partition>,
+    sequences: &mut [i32; 4],
+    turns: Range<i64>,
+    with_aborts: bool,
+) {
+    for n in turns {
         for half in 0..2 {
             for id in [n % 4, (n + 1) % 4] {
                 let sequence = &mut sequences[id as usize];
@@ -430,8 +441,8 @@ pub async fn take_turns(log: &Arc<Partition>, sequences: &mut [i32; 4], from: i6
             }
         }
         for id in [n % 4, (n + 1) % 4] {
-            let outcome = if (n + id) % 3 == 0 { Outcome::Abort } else { Outcome::Commit };
-            end(log, id, 0, outcome).await;
+            let is_aborted = with_aborts && (n + id) % 3 == 0;
+            end(log, id, 0, if is_aborted { Outcome::Abort } else { Outcome::Commit }).await;
         }
     }
 }
