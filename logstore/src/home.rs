@@ -204,6 +204,11 @@ pub(crate) trait Home: Debug + Send + Sync {
     /// neighbours: without a trace until then. No two of a partition have the same `turn` while the store is open.
     fn cleaned_segment(&self, id: &PartitionId, base: i64, turn: u64) -> Arc<dyn SegmentBytes>;
 
+    /// All partitions are open: what an earlier life left undone may be done now, in the background.
+    fn opened(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the space is; `None` where a file system keeps the accounts.
     fn space(&self) -> Result<Option<Space>>;
 

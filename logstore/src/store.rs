@@ -230,6 +230,7 @@ impl Store {
             cleaner: Cleaner::new(options.cleaner),
         };
         store.open_topics().await?;
+        store.context.home.opened()?;
         write_checkpoints(&store.context, &store.topics).await;
         Ok(Arc::new(store))
     }
@@ -331,6 +332,7 @@ impl Store {
             return Ok(());
         }
         self.scrub.stop();
+        self.context.tasks.end();
         let admin = self.admin.lock().await;
         self.context.committer.close();
         // It sees that the store is being closed, and ends.

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 pub(crate) struct Tasks {
     runtime: Arc<dyn Runtime>,
     live: watch::Sender<usize>,
+    ending: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -31,7 +32,12 @@ impl Drop for Live {
 
 impl Tasks {
     pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Arc<Self> {
-        Arc::new(Self { runtime, live: watch::Sender::new(0), closed: AtomicBool::new(false) })
+        Arc::new(Self {
+            runtime,
+            live: watch::Sender::new(0),
+            ending: AtomicBool::default(),
+            closed: AtomicBool::default(),
+        })
     }
 
     /// The clock and the dice.
@@ -64,6 +70,16 @@ impl Tasks {
             drop(done.send(work.await));
         }));
         outcome.await.unwrap_or(Err(Error::Interrupted))
+    }
+
+    /// Asks tasks that need not come to their end to stop soon.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    /// Whether they are asked to.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 
     /// Waits until no task lives.

@@ -154,7 +154,13 @@ impl Future for Pending {
 
 /// Where the database's bytes go.
 enum Backing {
-    Region { memory: Recorded, device: Arc<dyn Device>, layout: Mutex<Layout> },
+    Region {
+        memory: Recorded,
+        device: Arc<dyn Device>,
+        layout: Mutex<Layout>,
+        /// As it was found.
+        was_left_open: bool,
+    },
     File(Arc<Blocks>),
 }
 
@@ -323,7 +329,17 @@ fn newest_commit(content: &[u8]) -> u64 {
     number.map_or(0, u64::from_le_bytes)
 }
 
+/// Whether a database was not closed in order (redb: bit 1 of the flags).
+fn is_left_open(content: &[u8]) -> bool {
+    content.get(9).is_some_and(|flags| flags & 2 != 0)
+}
+
 impl Catalog {
+    /// Whether it was not closed in order, the last time that it was open; never known of one in a file.
+    pub(crate) fn was_left_open(&self) -> bool {
+        matches!(self.backing, Backing::Region { was_left_open: true, .. })
+    }
+
     /// Opens the catalog on a volume, or makes it when `layout` says that nothing is there.
     pub(crate) async fn on_volume(
         device: Arc<dyn Device>,
@@ -347,7 +363,8 @@ impl Catalog {
         // All of it is in memory: checking every page's checksum costs little, and no damaged page is met later.
         let database =
             guarded(&place, || builder().set_check_integrity_on_open(true).create_with_backend(backend))?;
-        let backing = Backing::Region { memory, device, layout: Mutex::new(layout) };
+        let was_left_open = is_left_open(&content);
+        let backing = Backing::Region { memory, device, layout: Mutex::new(layout), was_left_open };
         let catalog = Self::assemble(place, database, backing, tasks, health)?;
         catalog.replay().await?;
         Ok(catalog)
@@ -595,7 +612,7 @@ impl Catalog {
     /// The making of a catalog takes several steps, and what lies between them is no database: its length becomes
     /// known to the header when all of them are durable. A power cut before leaves a catalog that is not made yet.
     async fn replay(&self) -> Result<()> {
-        let Backing::Region { memory, device, layout } = &self.backing else { return Ok(()) };
+        let Backing::Region { memory, device, layout, .. } = &self.backing else { return Ok(()) };
         let mut now = *layout.lock();
         let being_made = now.catalog_len == 0;
         let mut made = 0;

@@ -124,6 +124,15 @@ impl FreeSpace {
         self.runs.iter().map(|(&at, &len)| Extent { at, len }).max_by_key(|run| run.len)
     }
 
+    /// The first free run that reaches past `from`, from there on, and `most` bytes of it at most.
+    #[must_use]
+    pub fn next_free(&self, from: u64, most: u64) -> Option<Extent> {
+        let before = self.runs.range(..=from).next_back().filter(|&(&at, &len)| at + len > from);
+        let (&at, &len) = before.or_else(|| self.runs.range(from..).next())?;
+        let start = at.max(from);
+        Some(Extent { at: start, len: (at + len - start).min(most / UNIT * UNIT) })
+    }
+
     /// Gives an extent back, no part of which may be free.
     pub fn release(&mut self, extent: Extent) -> Result<(), Misplaced> {
         self.in_place(extent)?;
@@ -185,6 +194,14 @@ mod tests {
                 }
                 let free = used.iter().filter(|&&unit| !unit).count() as u64 * UNIT;
                 prop_assert_eq!(space.free(), free);
+                // A walk over free runs, a piece at a time, comes by every free unit once.
+                let (mut at, mut seen) = (0, 0);
+                while let Some(run) = space.next_free(at, 3 * UNIT + 5) {
+                    prop_assert!(run.at >= at && run.len > 0 && run.len <= 3 * UNIT);
+                    prop_assert!((run.at / UNIT..run.end() / UNIT).all(|unit| !used[unit as usize - 1]));
+                    (at, seen) = (run.end(), seen + run.len);
+                }
+                prop_assert_eq!(seen, free);
                 prop_assert_eq!(space.runs.values().sum::<u64>(), free);
                 let mut last_end = 0;
                 for (&at, &len) in &space.runs {

@@ -7,12 +7,15 @@
 //! that commit makes both durable, the zeroes first; it is free again only after the commit that drops it *and* after
 //! the last lease on it. So a recycled extent can never show an old batch as the tail of a new log.
 //!
+//! Freed space is discarded, so that images shrink; what a kill kept from it, the next start discards (see `leftovers`).
+//!
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
 //! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
 
 pub(crate) mod copies;
 pub(crate) mod extent;
 pub(crate) mod layout;
+mod leftovers;
 mod segment;
 
 use crate::catalog::records::{PartitionKey, SegmentKey, SegmentRecord, Swap, Table, TopicRecord};
@@ -254,6 +257,10 @@ impl Home for Arc<VolumeHome> {
 
     fn topic_forgotten<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn opened(&self) -> Result<()> {
+        leftovers::discard(self)
     }
 
     fn remove_topic<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {

@@ -65,6 +65,36 @@ fn images_shrink_when_records_are_deleted_in_each_way() {
     }
 }
 
+/// Space that a commit has freed, and a kill has kept from being discarded, leaves the images after the next start.
+#[test]
+fn images_shrink_though_a_kill_came_before_the_discard() {
+    const LOG: u64 = 6 << 20;
+    let mirror = Mirror::new("n2", 2);
+    let own = [("segment.bytes", "1000000")];
+    let empty = mirror.run(true, async |store, _volume| {
+        fill(&common::topic(&store, "kept", &own).await, LOG / 2).await;
+        taken_by(&mirror)
+    });
+    mirror.run(false, async |store, _volume| {
+        let log = common::topic(&store, "t", &own).await;
+        fill(&log, LOG).await;
+        store.quiet().await;
+        // Its space waits for `file.delete.delay.ms`, which is a minute.
+        store.delete_topic("t").await.unwrap();
+    });
+    let full = taken_by(&mirror);
+    assert!(full > empty + 2 * (LOG - (1 << 20)), "{empty} {full}");
+    mirror.run(true, async |store, volume| {
+        store.quiet().await;
+        raid::device::Device::flush(&*volume).await.unwrap();
+        let left = taken_by(&mirror);
+        assert!(left < empty + (2 << 20), "{empty} {full} {left}");
+        let kept = common::read_all(&first(&store, "kept")).await;
+        assert_eq!(kept.len() as u64, LOG / 2 / 60_000 + 1);
+        accounted(&store, "discarding");
+    });
+}
+
 /// Numbers that look random and are the same in each run.
 struct Seeded(u64);
 
@@ -155,7 +185,8 @@ fn whatever_a_store_does_its_space_is_accounted_for() {
         for life in 0..8 {
             let in_order = seeded.below(2) == 0;
             let work = async |store: Arc<Store>| {
-                // What recovery found closed but not sealed is sealed behind its back, and gives space back.
+                // What recovery found closed but not sealed is sealed behind its back, and gives space back; what was free is
+                // discarded, after a kill.
                 store.quiet().await;
                 let free = accounted(&store, "opening");
                 if let Some((true, before)) = was {
