@@ -588,17 +588,20 @@ fn a_kill_does_not_ask_for_what_a_power_cut_took() {
 /// Of two answered appends, one durable: what each kind of end, and ends in a row, leave to be asked for.
 #[test]
 fn what_is_owed_after_a_start_follows_from_how_lives_ended() {
+    type End = fn(&mut Asked);
     /// The shortest log that is taken for whole.
-    fn owed(ends: &[fn(&mut Asked)]) -> Option<i64> {
+    fn owed(ends: &[End]) -> Option<i64> {
         (0..=2).find(|&log_end| {
             let known = BTreeMap::from([(0, 1), (1, 2)]);
             let there = known.range(..log_end).map(|(&at, &id)| (at, id)).collect();
             let mut asked = Asked { known, floor: 1, answered: 2, ..Asked::default() };
-            ends.iter().for_each(|end| end(&mut asked));
+            for end in ends {
+                end(&mut asked);
+            }
             std::panic::catch_unwind(AssertUnwindSafe(|| asked.reopened(there, log_end))).is_ok()
         })
     }
-    let (cut, killed): (fn(&mut Asked), fn(&mut Asked)) = (Asked::power_cut, Asked::process_killed);
+    let (cut, killed): (End, End) = (Asked::power_cut, Asked::process_killed);
     assert_eq!(owed(&[cut]), Some(1));
     assert_eq!(owed(&[killed]), Some(2));
     assert_eq!(owed(&[killed, killed]), Some(2));
