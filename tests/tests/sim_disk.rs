@@ -6,7 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use raid::device::{Device, Durability, ZeroMode};
+use raid::device::{Device, Durability, Extent, ZeroMode};
 use raid::error::{Error, Operation};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -425,4 +425,25 @@ fn growth_is_seen_by_who_looks_and_by_every_later_boot() {
     .unwrap();
     assert_eq!(durable(&disk, SIZE / SECTOR), 1);
     assert_eq!(sim.plug(&disk).size(), SIZE + SECTOR);
+}
+
+#[test]
+fn what_was_never_written_is_a_hole() {
+    let (sim, _, device) = machine(1);
+    let told = |at, len| sim.block_on(device.extents(at, len)).unwrap();
+    let (data, hole) = (|len| Extent { len, hole: false }, |len| Extent { len, hole: true });
+    assert_eq!(told(0, SIZE).unwrap(), [hole(SIZE)]);
+    for n in [2, 3, 5] {
+        sim.block_on(device.write(n * SECTOR, sector(1), Durability::Cached)).unwrap().unwrap();
+    }
+    sim.block_on(device.flush()).unwrap().unwrap();
+    sim.block_on(device.write(0, sector(1), Durability::Cached)).unwrap().unwrap();
+    let one = SECTOR;
+    let expected = [data(one), hole(one), data(2 * one), hole(one), data(one), hole(SIZE - 6 * one)];
+    assert_eq!(told(0, SIZE).unwrap(), expected);
+    assert_eq!(told(10, one).unwrap(), [data(one - 10), hole(10)]);
+    assert_eq!(told(2 * one + 1, one).unwrap(), [data(one)]);
+    assert_eq!(told(4 * one, 2 * one + 1).unwrap(), [hole(one), data(one), hole(1)]);
+    assert!(told(7, 0).unwrap().is_empty());
+    assert!(matches!(told(SIZE, 1), Err(Error::OutOfBounds { .. })));
 }

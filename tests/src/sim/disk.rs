@@ -21,7 +21,7 @@ use super::rng::Rng;
 use super::surface::{Remains, SECTOR, Surface, digest};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use raid::device::{Durability, check_range};
+use raid::device::{Durability, Extent, check_range};
 use raid::error::{Error, Operation, Result};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -360,6 +360,11 @@ impl SimDisk {
     pub fn try_peek(&self, at: u64, len: u64) -> Option<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
         self.state.lock().surface.read(at, &mut bytes).is_ok().then_some(bytes)
+    }
+
+    /// Where something was ever stored in a range.
+    pub(super) fn extents(&self, at: u64, len: u64) -> Vec<Extent> {
+        self.state.lock().surface.extents(at, len)
     }
 
     /// The bytes of a range that would survive a power cut now if all that is unflushed were lost.

@@ -3,7 +3,7 @@
 use super::disk::{Request, SimDisk};
 use super::executor::Link;
 use bytes::{Bytes, BytesMut};
-use raid::device::{Device, Durability, Io, Piece, ZeroMode, check_range};
+use raid::device::{Device, Durability, Extent, Io, Piece, ZeroMode, check_range};
 use raid::error::Operation;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,6 +120,20 @@ impl Device for Plugged {
 
     fn zeroes_fast(&self, mode: ZeroMode) -> bool {
         mode == ZeroMode::MayPunch
+    }
+
+    fn extents(&self, at: u64, len: u64) -> Io<'_, Vec<Extent>> {
+        // No boundary of its own: it changes nothing, and is answered from what the file system knows.
+        let told = match (check_range(Operation::Read, at, len, self.size()), self.disk.absence()) {
+            (Ok(()), None) => Ok(self.disk.extents(at, len)),
+            (Err(refused), _) | (Ok(()), Some(refused)) => Err(refused),
+        };
+        Box::pin(async move {
+            if !self.link.alive() {
+                std::future::pending::<()>().await;
+            }
+            told
+        })
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {

@@ -6,6 +6,7 @@
 
 use super::rng::{Rng, scramble};
 use bytes::Bytes;
+use raid::device::Extent;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -270,6 +271,31 @@ impl Surface {
         }
         copy_out(at, out, |sector| self.visible(sector));
         Ok(())
+    }
+
+    /// Where something was ever stored, and where not: those are holes.
+    pub(super) fn extents(&self, at: u64, len: u64) -> Vec<Extent> {
+        let (end, sectors) = (at + len, at / SECTOR..(at + len).div_ceil(SECTOR));
+        let cached = self.cached.range(sectors.clone()).map(|(sector, _)| sector);
+        let durable = self.durable.sectors.range(sectors.clone()).map(|(sector, _)| sector);
+        let stored: BTreeSet<_> =
+            cached.chain(durable).chain(self.durable.unreadable.range(sectors)).collect();
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut told = at;
+        let mut tell = |until: u64, hole| {
+            let len = until - std::mem::replace(&mut told, until);
+            match extents.last_mut() {
+                Some(last) if last.hole == hole => last.len += len,
+                _ if len > 0 => extents.push(Extent { len, hole }),
+                _ => {}
+            }
+        };
+        for &sector in stored {
+            tell((sector * SECTOR).max(at), true);
+            tell(((sector + 1) * SECTOR).min(end), false);
+        }
+        tell(end, true);
+        extents
     }
 
     pub(super) fn peek(&self, at: u64, len: u64) -> Vec<u8> {
