@@ -5,6 +5,7 @@ use super::admit::{Admitted, admit_filter};
 use super::memory::Lease;
 use super::pipes::Pipes;
 use super::reply::{Found, Refusal, Reply, To};
+use super::tray::Tray;
 use crate::device::{Device, Durability, Piece, buffer};
 use crate::error::Error;
 use bytes::Bytes;
@@ -19,13 +20,15 @@ const MAX_PARTS: usize = 64;
 const SMALL: u32 = 32 << 10;
 
 /// Does what was admitted where that waits for nothing and is the common case: small reads of what is in memory, writes
-/// to what lies in memory. Else gives the lease back. Costs one allocation for a read, none for a write.
+/// to what lies in memory. Else gives the lease back. Costs no allocation but a buffer where
+/// the tray is full.
 pub(super) fn at_once(
     device: &dyn Device,
     admitted: Admitted,
     payload: &[u8],
     to: To,
     lease: Lease,
+    tray: &mut Tray,
 ) -> Result<Reply, Lease> {
     match admitted {
         Admitted::Write { at, durability: Durability::Cached } if device.write_now(at, payload) => {
@@ -35,11 +38,18 @@ pub(super) fn at_once(
             if to.style >= Style::Structured && !device.blank(at, len.into()).is_empty() {
                 return Err(lease);
             }
-            let mut buf = buffer(len as usize);
-            if !device.read_now(at, &mut buf) {
+            let len = len as usize;
+            if tray.has_room(len) {
+                return match tray.lay(len, |room| device.read_now(at, room)) {
+                    Some(data) => Ok(Reply::laid(to, at, data, lease)),
+                    None => Err(lease),
+                };
+            }
+            let mut own = buffer(len);
+            if !device.read_now(at, &mut own) {
                 return Err(lease);
             }
-            Ok(Reply::data(to, at, buf.freeze(), lease))
+            Ok(Reply::data(to, at, own.freeze(), lease))
         }
         _ => Err(lease),
     }

@@ -3,7 +3,7 @@
 //! One task drives everything of a connection: it receives, starts operations, collects those that completed, and
 //! sends. Cost: a receive brings as many requests as the client has sent (one `recv` into 128 KiB), small ones that need
 //! not wait are done where they stand ([`Device::read_now`](crate::device::Device::read_now) and `write_now`: no
-//! allocation but a read's buffer), any other is a boxed future that is polled once at once, and all replies that are
+//! allocation, what is read lies on the connection's `tray`), any other is a boxed future that is polled once at once, and all replies that are
 //! ready leave in one `writev`. Small payloads stay where they were received; large ones are received into their own
 //! page-aligned buffer. No locks. A reply's payload is the buffer the device filled.
 //!
@@ -13,7 +13,7 @@
 //! time of a write nine tenths are the kernel's.
 //!
 //! The rooms, in the order in which a request passes them: `receive` (bytes become requests), `admit` (the one check),
-//! `memory` (what a request takes), `siblings` (whose turn it is to begin changes, for clients that ask twice), `execute` (what the device is asked), `reply` (its bytes in each style), `send`.
+//! `memory` (what a request takes), `siblings` (whose turn it is to begin changes, for clients that ask twice), `execute` (what the device is asked), `reply` (its bytes in each style), `tray` (where those of small reads lie), `send`.
 //!
 //! Invariants:
 //!
@@ -37,6 +37,7 @@ mod reply;
 mod send;
 mod siblings;
 mod stream;
+mod tray;
 
 pub use memory::{PRIVATE_BYTES, Pool, SHARED_BYTES_PER_CONNECTION};
 pub use siblings::{Line, Siblings};
@@ -59,6 +60,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
+use tray::Tray;
 
 /// Requests of one connection that may be in flight, replies not yet sent included.
 pub const MAX_REQUESTS: usize = 256;
@@ -143,6 +145,7 @@ where
         eof: false,
         running: FuturesUnordered::new(),
         replies: VecDeque::new(),
+        tray: Tray::default(),
         sent: 0,
         total_sent: 0,
         unflushed: false,
@@ -175,6 +178,8 @@ struct Connection<'a, S> {
     running: FuturesUnordered<BoxFuture<'static, Reply>>,
     /// Replies to be sent, oldest first.
     replies: VecDeque<Reply>,
+    /// Data of some of them.
+    tray: Tray,
     /// Bytes of `replies[0]` that have been sent; less than its length.
     sent: usize,
     /// Bytes sent since the beginning.
@@ -228,7 +233,9 @@ impl<S: Stream> Connection<'_, S> {
 
     /// The client is out of reach: no more requests, no more replies.
     fn abandon(&mut self, ended: Ended) {
-        self.replies.clear();
+        for reply in self.replies.drain(..) {
+            self.purse.give_back(&reply.end(&mut self.tray));
+        }
         self.sent = 0;
         self.unflushed = false;
         self.purse.stop_waiting();
@@ -252,7 +259,7 @@ impl<S: Stream> Connection<'_, S> {
     /// Starts an operation. One that completes at once never becomes a task.
     fn start(&mut self, cx: &mut Context<'_>, admitted: Admitted, payload: Bytes, to: To, lease: Lease) {
         let device = &self.session.export.device;
-        let lease = match execute::at_once(&**device, admitted, &payload, to, lease) {
+        let lease = match execute::at_once(&**device, admitted, &payload, to, lease, &mut self.tray) {
             Ok(reply) => return self.replies.push_back(reply),
             Err(unused) => unused,
         };

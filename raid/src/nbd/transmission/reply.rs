@@ -1,11 +1,12 @@
 //! Replies that wait to be sent, in the style that was negotiated.
 //!
-//! A reply is one part or more, a part a header made here and a payload that lies where the device left it. All but
-//! sparse reads are one part; a simple reply costs no allocation.
+//! A reply is one part or more, a part a header made here and a payload that lies where the device left it: in a buffer of
+//! its own, on the connection's tray, or in a pipe. All but sparse reads are one part; a simple reply costs no allocation.
 
 use super::super::wire::{self, Chunk, ChunkHeader, DONE, ErrorCode, SimpleReply, Style, chunk};
 use super::memory::Lease;
 use super::pipes::{Pipes, Spliced};
+use super::tray::{Laid, Tray};
 use crate::device::Piece;
 use bytes::{BufMut, Bytes};
 use std::sync::Arc;
@@ -56,6 +57,8 @@ type Cursor<'a> = &'a mut [u8];
 #[derive(Debug)]
 enum Payload {
     Bytes(Bytes),
+    /// On the connection's tray.
+    Laid(Laid),
     /// In a pipe, with so much of the header as is not to be sent before it.
     Spliced(Spliced),
 }
@@ -71,18 +74,22 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// `write` writes the header, [`HEAD`] bytes at most.
     fn new(payload: Bytes, write: impl FnOnce(&mut Cursor<'_>)) -> Self {
+        let len = payload.len();
+        Self::with(Payload::Bytes(payload), len, write)
+    }
+
+    /// `write` writes the header, [`HEAD`] bytes at most; `len` bytes follow it.
+    fn with(payload: Payload, len: usize, write: impl FnOnce(&mut Cursor<'_>)) -> Self {
         let mut head = [0; HEAD];
         let mut room: Cursor<'_> = &mut head;
         write(&mut room);
         let before = HEAD - room.len();
-        let len = before + payload.len();
-        Self { head, before: before as u8, len, payload: Payload::Bytes(payload) }
+        Self { head, before: before as u8, len: before + len, payload }
     }
 
-    fn simple(to: To, outcome: Result<(), ErrorCode>, payload: Bytes) -> Self {
-        Self::new(payload, |head| SimpleReply::new(to.cookie, outcome).put(head))
+    fn simple(to: To, outcome: Result<(), ErrorCode>) -> Self {
+        Self::new(Bytes::new(), |head| SimpleReply::new(to.cookie, outcome).put(head))
     }
 
     fn chunk(to: To, kind: u16, payload: Bytes) -> Self {
@@ -97,15 +104,17 @@ impl Part {
         Self::new(data, |head| data_head(to, at, len, flags, head))
     }
 
+    /// All that was read.
+    fn whole(to: To, at: u64, payload: Payload, len: usize) -> Self {
+        Self::with(payload, len, |head| whole_head(to, at, len as u64, head))
+    }
+
     /// All that was read, in a pipe; `None` where it has to be copied.
     fn spliced(to: To, at: u64, pieces: &[Piece], pipes: &Arc<Pipes>) -> Option<Self> {
         let mut bytes = [0; HEAD];
         let mut room: Cursor<'_> = &mut bytes;
         let data = pieces.iter().map(|piece| piece.len).sum();
-        match to.style {
-            Style::Simple => SimpleReply::new(to.cookie, Ok(())).put(&mut room),
-            Style::Structured | Style::Extended => data_head(to, at, data, DONE, &mut room),
-        }
+        whole_head(to, at, data, &mut room);
         let head = HEAD - room.len();
         let (before, spliced) = pipes.fill(&bytes[..head], pieces)?;
         let (before, len) = (before.len() as u8, head + data as usize);
@@ -122,8 +131,12 @@ impl Part {
     }
 
     /// Its bytes, in the order in which they are sent; what is in a pipe comes after them.
-    pub(super) fn slices(&self) -> [&[u8]; 2] {
-        let payload = if let Payload::Bytes(bytes) = &self.payload { &bytes[..] } else { &[] };
+    pub(super) fn slices<'a>(&'a self, tray: &'a Tray) -> [&'a [u8]; 2] {
+        let payload = match &self.payload {
+            Payload::Bytes(bytes) => &bytes[..],
+            Payload::Laid(laid) => tray.bytes(laid),
+            Payload::Spliced(_) => &[],
+        };
         [&self.head[..usize::from(self.before)], payload]
     }
 
@@ -135,6 +148,14 @@ impl Part {
     /// Whether something of it waits in a pipe.
     pub(super) fn is_spliced(&self) -> bool {
         matches!(self.payload, Payload::Spliced(_))
+    }
+}
+
+/// The header of all that was read.
+fn whole_head(to: To, at: u64, len: u64, head: &mut Cursor<'_>) {
+    match to.style {
+        Style::Simple => SimpleReply::new(to.cookie, Ok(())).put(head),
+        Style::Structured | Style::Extended => data_head(to, at, len, DONE, head),
     }
 }
 
@@ -170,7 +191,7 @@ impl Reply {
     /// It is done, and there is nothing to tell.
     pub(super) fn done(to: To, lease: Lease) -> Self {
         let part = match to.style {
-            Style::Simple => Part::simple(to, Ok(()), Bytes::new()),
+            Style::Simple => Part::simple(to, Ok(())),
             Style::Structured | Style::Extended => Part::chunk(to, chunk::NONE, Bytes::new()),
         };
         Self::one(part, lease)
@@ -178,11 +199,14 @@ impl Reply {
 
     /// All that was read, which is not empty.
     pub(super) fn data(to: To, at: u64, data: Bytes, lease: Lease) -> Self {
-        let part = match to.style {
-            Style::Simple => Part::simple(to, Ok(()), data),
-            Style::Structured | Style::Extended => Part::data(to, at, data, DONE),
-        };
-        Self::one(part, lease)
+        let len = data.len();
+        Self::one(Part::whole(to, at, Payload::Bytes(data), len), lease)
+    }
+
+    /// The same, from the tray.
+    pub(super) fn laid(to: To, at: u64, data: Laid, lease: Lease) -> Self {
+        let len = data.len();
+        Self::one(Part::whole(to, at, Payload::Laid(data), len), lease)
     }
 
     /// All that was read, which is not empty, from where it lies; gives the lease back where it has to be copied.
@@ -228,7 +252,7 @@ impl Reply {
     pub(super) fn refused(to: To, refusal: Refusal, lease: Lease) -> Self {
         let Refusal { code, text: message, at: offset } = refusal;
         let part = match to.style {
-            Style::Simple => Part::simple(to, Err(code), Bytes::new()),
+            Style::Simple => Part::simple(to, Err(code)),
             Style::Structured | Style::Extended => {
                 Part::made(to, &Chunk::Error { code: code as u32, message, offset }, DONE)
             }
@@ -246,6 +270,14 @@ impl Reply {
         self.parts().map(|part| part.len).sum()
     }
 
+    /// It has been sent, or will not be: gives back what it holds of the connection's.
+    pub(super) fn end(self, tray: &mut Tray) -> Lease {
+        if let Payload::Laid(laid) = self.first.payload {
+            tray.take_away(laid);
+        }
+        self.lease
+    }
+
     /// What of it waits in a pipe. Such a reply has one part.
     pub(super) fn pipe(&mut self) -> Option<&mut Spliced> {
         self.first.pipe()
@@ -257,7 +289,7 @@ mod tests {
     use super::*;
 
     fn sent(reply: &Reply) -> Vec<u8> {
-        let bytes = reply.parts().flat_map(|part| part.slices().concat()).collect::<Vec<_>>();
+        let bytes = reply.parts().flat_map(|part| part.slices(&Tray::default()).concat()).collect::<Vec<_>>();
         assert_eq!(bytes.len(), reply.len());
         bytes
     }

@@ -18,7 +18,7 @@ impl<S: Stream> Connection<'_, S> {
             let mut used = 0;
             let mut skip = self.sent;
             'gather: for part in self.replies.iter().flat_map(super::Reply::parts) {
-                for bytes in part.slices() {
+                for bytes in part.slices(&self.tray) {
                     let rest = &bytes[skip.min(bytes.len())..];
                     skip = skip.saturating_sub(bytes.len());
                     if rest.is_empty() {
@@ -74,7 +74,7 @@ impl<S: Stream> Connection<'_, S> {
         while self.replies.front().is_some_and(|reply| reply.len() <= self.sent) {
             let Some(reply) = self.replies.pop_front() else { return };
             self.sent -= reply.len();
-            self.purse.give_back(&reply.lease);
+            self.purse.give_back(&reply.end(&mut self.tray));
         }
     }
 }
