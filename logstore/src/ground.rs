@@ -41,8 +41,6 @@ pub(crate) struct Ground<'a> {
     pub(crate) end: End,
     /// What wrote where, if it is known.
     pub(crate) epochs: Option<&'a Epochs>,
-    /// The least epoch that may have written.
-    pub(crate) epoch: i32,
 }
 
 /// Sound bytes found in some way.
@@ -76,9 +74,6 @@ impl Ground<'_> {
         }
         if needed > available {
             return Err(BatchFault::Truncated { needed, available });
-        }
-        if header.leader_epoch < self.epoch {
-            return Err(BatchFault::LeaderEpoch { found: header.leader_epoch, previous: self.epoch });
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ pub(crate) async fn step_aside() {
 impl Segment {
     pub(crate) fn ground<'a>(&'a self, epochs: Option<&'a Epochs>) -> Ground<'a> {
         let (name, bytes, end) = (&self.id, self.readable(), self.end());
-        Ground { name, bytes, base: self.base, end, epochs, epoch: i32::MIN }
+        Ground { name, bytes, base: self.base, end, epochs }
     }
 
     fn readable(&self) -> &dyn Copies {

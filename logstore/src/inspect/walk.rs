@@ -81,7 +81,7 @@ impl Walk {
     fn ground(&self) -> Ground<'_> {
         let Self { source, name, base, len, .. } = self;
         let end = End { size: *len, next: base.saturating_add(SPAN + 1) };
-        Ground { name, bytes: source, base: *base, end, epochs: self.epochs.as_ref(), epoch: i32::MIN }
+        Ground { name, bytes: source, base: *base, end, epochs: self.epochs.as_ref() }
     }
 
     /// The next step; `None` at the end.

@@ -469,7 +469,6 @@ async fn recover(
             base: here.base,
             end: End { size: reach, next: i64::MAX },
             epochs: Some(&epochs),
-            epoch: i32::MIN,
         };
         let mut scanned = scan(&here.bytes, ground, interval, &mut chain, &mut replay).await?;
         let next = rest.front().map(|next| next.base);

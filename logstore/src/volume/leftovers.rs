@@ -193,7 +193,8 @@ mod tests {
             assert!(!life.catalog.was_left_open());
             assert_eq!(life.goes_on().await, free);
             let left = taken();
-            assert!(left <= full - free, "{full} {left}");
+            // A file system may count blocks of its own.
+            assert!(left <= full - free + (64 << 10), "{full} {left}");
             assert!(!life.is_marked());
             let record: SegmentRecord = life.catalog.record(Table::Segments, &key.bytes()).unwrap().unwrap();
             let place = record.extents[0].at;
