@@ -331,6 +331,22 @@ impl Server {
         kill_process(pid, signal).unwrap_or_else(|e| panic!("cannot signal {}: {e}", self.command));
     }
 
+    /// SIGSTOP, and waits until all its threads stand still: a signal stops them one after the other, as they get their turn.
+    /// SIGCONT makes it go on.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        eventually("all threads to stand still", PATIENCE, || {
+            let mut threads = std::fs::read_dir(&tasks).unwrap_or_else(|e| panic!("{tasks}: {e}"));
+            let still = threads.all(|thread| {
+                let stat = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat")));
+                // The state follows the name, which is in parentheses.
+                stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+            });
+            still.then_some(())
+        });
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub fn kill(mut self) {
         stop_child(&mut self.child);

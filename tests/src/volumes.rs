@@ -166,7 +166,7 @@ impl Fuse {
     /// does whoever waits for the end of such a process. Declare it after those.
     #[must_use]
     pub fn stand_still(&self) -> Still<'_> {
-        self.server.signal(Signal::STOP);
+        self.server.freeze();
         Still(self)
     }
 
