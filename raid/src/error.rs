@@ -354,6 +354,17 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// A server that does not say how its volume is.
+    #[error(
+        "the process that serves the volume at {socket} has not answered for {} s: it stands still, or has no time",
+        .seconds
+    )]
+    ControlSilent {
+        /// Path of the socket.
+        socket: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// A control connection that broke or made no sense.
     #[error("the process that serves the volume at {socket} gave no proper answer: {cause}")]
     ControlBroken {
@@ -629,7 +640,7 @@ impl Error {
             | Self::Unanswered { .. }
             | Self::ReplacedAlready { .. } => Errno::BUSY,
             Self::Stopped { .. } | Self::Gone { .. } => Errno::SHUTDOWN,
-            Self::Stalled { .. } => Errno::TIMEDOUT,
+            Self::ControlSilent { .. } | Self::Stalled { .. } => Errno::TIMEDOUT,
             Self::OutOfBounds { .. }
             | Self::NoDirect { .. }
             | Self::Certificate { .. }

@@ -166,6 +166,23 @@ async fn after_a_crash_dirty_regions_are_made_equal_and_cleared() {
     assert_eq!(volume.status().bitmap.dirty, 0);
 }
 
+/// On one thread: the walk has not begun when the start returns.
+#[tokio::test]
+async fn who_waits_right_after_a_start_waits_for_the_resync() {
+    let array = Array::new(2).await;
+    let volume = array.start().await;
+    volume.write(0, pattern(0, 1 << 20, 6), Durability::Cached).await.unwrap();
+    drop(volume);
+    let volume = array.start().await;
+    let sync = volume.status().sync;
+    assert!(sync.action == SyncAction::Resync && sync.total >= 1 << 20, "{sync:?}");
+    while volume.status().sync.action != SyncAction::Idle {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    volume.stop().await.unwrap();
+    assert_eq!(volume.status().bitmap.dirty, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pieces_for_sendfile_hold_the_bytes() {
     use std::os::unix::fs::FileExt;

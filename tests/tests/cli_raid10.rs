@@ -602,6 +602,32 @@ fn two_volumes_of_one_name_are_told_apart() {
 }
 
 #[test]
+fn a_server_that_stands_still_keeps_no_other_from_being_found() {
+    let sandbox = Sandbox::new();
+    let serve = |name| {
+        let (images, uuid) = make(&sandbox, 2, name);
+        let mut command = sandbox.raid10();
+        (Server::start(command.arg("serve").args(&images)), uuid)
+    };
+    let (still, _) = serve("still");
+    let (other, uuid) = serve("other");
+    still.freeze();
+    // By its id it is asked alone, and by its name all are.
+    assert_eq!(status(&sandbox, &uuid)["name"], "other");
+    assert_eq!(status(&sandbox, "other")["uuid"], uuid.as_str());
+    for name in ["still", "third"] {
+        let said = refuse(sandbox.raid10().args(["status", name]), 1);
+        assert!(said.contains("has not answered for 3 s"), "{said}");
+    }
+    still.signal(Signal::CONT);
+    assert_eq!(status(&sandbox, "still")["name"], "still");
+    let said = refuse(sandbox.raid10().args(["status", "third"]), 1);
+    assert!(said.contains("is not being served"), "{said}");
+    still.stop();
+    other.stop();
+}
+
+#[test]
 fn a_directory_of_a_volumes_name_is_not_in_its_way() {
     let sandbox = Sandbox::new();
     let (images, _) = make(&sandbox, 2, "vol");

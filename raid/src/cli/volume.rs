@@ -61,23 +61,36 @@ pub(super) async fn find(volume: &str) -> Result<Found> {
     }
 }
 
-/// Finds a volume among those that are served.
+/// Finds a volume among those that are served. By its id it is asked alone.
 async fn find_served(volume: &str) -> Result<Found> {
+    if let Some(uuid) = parse_uuid(volume) {
+        let client = Client::of(uuid);
+        if let Some(status) = client.status().await? {
+            return Ok(Found::Served(client, Box::new(status)));
+        }
+    }
     let path = Path::new(volume);
-    let uuid = parse_uuid(volume);
-    let mut matching: Vec<(Client, Status)> = client::served()
-        .await?
+    let serving = client::served().await?;
+    let mut matching: Vec<(Client, Status)> = serving
+        .volumes
         .into_iter()
-        .filter(|(_, status)| Some(status.uuid) == uuid || status.name == volume || has_member(status, path))
+        .filter(|(_, status)| status.name == volume || has_member(status, path))
         .collect();
     if matching.len() > 1 {
         let uuids = matching.iter().map(|(_, status)| status.uuid.to_string()).collect();
         return Err(Error::Ambiguous { name: volume.to_owned(), uuids });
     }
-    let (client, status) = matching.pop().ok_or_else(|| {
-        not_served(volume, "a volume that is not served is found by the path of a member only")
-    })?;
-    Ok(Found::Served(client, Box::new(status)))
+    let mut unknown = serving.unknown.into_iter();
+    match matching.pop() {
+        Some((client, status)) => {
+            // Another of the name may be among them.
+            unknown.for_each(|error| tracing::warn!("{error}"));
+            Ok(Found::Served(client, Box::new(status)))
+        }
+        None => Err(unknown.next().unwrap_or_else(|| {
+            not_served(volume, "a volume that is not served is found by the path of a member only")
+        })),
+    }
 }
 
 pub(super) fn not_served(volume: &str, hint: &'static str) -> Error {

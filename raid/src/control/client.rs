@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::Mismatch;
 use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::status::Status;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -16,11 +17,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
 /// The longest answer that is taken.
 const MAX_ANSWER: usize = 16 << 20;
+
+/// How long a server has to say how its volume is when all are asked. It waits for no member to say so.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A control socket to ask. Each request is a connection of its own.
 #[derive(Debug, Clone)]
@@ -155,8 +160,18 @@ impl Client {
     }
 }
 
-/// Every volume that is served at the moment, as found in the [`runtime_dir`].
-pub async fn served() -> Result<Vec<(Client, Status)>> {
+/// The volumes that are served at the moment.
+#[derive(Debug, Default)]
+pub struct Serving {
+    /// Those that answered, by their ids.
+    pub volumes: Vec<(Client, Status)>,
+    /// Why nothing is known of others.
+    pub unknown: Vec<Error>,
+}
+
+/// Asks every server that has a socket in the [`runtime_dir`], all at the same time: one that stands still, or may not be
+/// asked, keeps no other from being found.
+pub async fn served() -> Result<Serving> {
     let dir = runtime_dir();
     let failed = |error: std::io::Error| Error::RuntimeDir {
         path: dir.display().to_string(),
@@ -165,22 +180,31 @@ pub async fn served() -> Result<Vec<(Client, Status)>> {
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,
         // Nobody has served anything yet.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Serving::default()),
         Err(error) => return Err(failed(error)),
     };
-    let mut found = Vec::new();
+    let mut asked = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        if !is_control_socket(&path) {
-            continue;
-        }
-        let client = Client { socket: path };
-        if let Some(status) = client.status().await? {
-            found.push((client, status));
+        if is_control_socket(&path) {
+            let client = Client { socket: path };
+            asked.push(async move {
+                let answer = tokio::time::timeout(PATIENCE, client.status()).await;
+                let silent = Error::ControlSilent { socket: client.name(), seconds: PATIENCE.as_secs() };
+                (client, answer.unwrap_or(Err(silent)))
+            });
         }
     }
-    found.sort_by_key(|(_, status)| status.uuid);
-    Ok(found)
+    let mut serving = Serving::default();
+    for (client, answer) in join_all(asked).await {
+        match answer {
+            Ok(Some(status)) => serving.volumes.push((client, status)),
+            Ok(None) => {}
+            Err(error) => serving.unknown.push(error),
+        }
+    }
+    serving.volumes.sort_by_key(|(_, status)| status.uuid);
+    Ok(serving)
 }
 
 fn is_control_socket(path: &Path) -> bool {

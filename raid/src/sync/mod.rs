@@ -16,7 +16,7 @@ pub(crate) mod scrub;
 
 pub(crate) use pace::{Pace, Speed};
 pub(crate) use progress::Progress;
-pub(crate) use resync::{differing_runs, equalise};
+pub(crate) use resync::{differing_runs, due, equalise};
 pub(crate) use scrub::Scrub;
 
 use crate::error::{Error, Result};

@@ -28,14 +28,12 @@ const WALK_WINDOW: u64 = 1 << 20;
 
 /// Goes over all unsynced ranges once. An error says that some could not be made equal.
 pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
-    if !inner.any_unsynced.load(Ordering::Acquire) {
-        return Ok(());
-    }
+    let marked = inner.marked.load(Ordering::Acquire);
     let total = due(inner).len();
-    if total == 0 {
-        return Ok(());
-    }
-    let running = inner.progress.resync.begin(inner.runtime.now(), total, 0);
+    let running = (total > 0).then(|| inner.progress.resync.begin(inner.runtime.now(), total, 0));
+    // Told after the beginning, so that nobody sees a time between.
+    inner.walked.store(marked, Ordering::Release);
+    let Some(running) = running else { return Ok(()) };
     let mut pace = Pace::new(inner);
     inner.tell(Event::ResyncStarted { total });
     let (mut from, mut done, mut outcome) = (0, 0, Ok(()));
@@ -70,7 +68,10 @@ pub(super) async fn walk(inner: &Arc<Inner>) -> Result<()> {
 
 /// What is to be made equal without anybody asking: nobody misses what was never written, and it is made equal when it
 /// is, or when it is read.
-fn due(inner: &Inner) -> RangeSet {
+pub(crate) fn due(inner: &Inner) -> RangeSet {
+    if !inner.any_unsynced.load(Ordering::Acquire) {
+        return RangeSet::default();
+    }
     let mut due = inner.unsynced.lock().clone();
     for range in inner.untouched.ranges() {
         due.remove(&range);

@@ -144,6 +144,9 @@ pub(super) async fn assemble(
         active: AtomicBool::new(active),
         meta: tokio::sync::Mutex::new(meta),
         any_unsynced: AtomicBool::new(!unsynced.is_empty()),
+        // Nobody walks over an array that is read only.
+        marked: AtomicU64::new(u64::from(!options.read_only && !unsynced.is_empty())),
+        walked: AtomicU64::new(0),
         unsynced: Mutex::new(unsynced),
         settled: AtomicBool::new(freshest.is_clean()),
         held: AtomicBool::new(options.hold_resync),

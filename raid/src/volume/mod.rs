@@ -122,6 +122,9 @@ pub(crate) struct Inner {
     pub(crate) unsynced: Mutex<RangeSet>,
     /// Whether `unsynced` holds anything, so that reads need not lock it.
     pub(crate) any_unsynced: AtomicBool,
+    /// How often `unsynced` has grown, and how much of that the last walk in the background has seen: in between, one is due.
+    pub(crate) marked: AtomicU64,
+    pub(crate) walked: AtomicU64,
     /// Whether all that the legs held at the start is durable, whatever process wrote it.
     settled: AtomicBool,
     /// Whether resync and rebuild in the background are held back.
@@ -263,6 +266,7 @@ impl Inner {
         let mut unsynced = self.unsynced.lock();
         unsynced.insert(range);
         self.any_unsynced.store(true, Ordering::Release);
+        self.marked.fetch_add(1, Ordering::AcqRel);
         self.wake.notify_one();
     }
 

@@ -3,6 +3,7 @@
 use super::{Inner, Roster};
 use crate::member::{Member, State};
 use crate::status::{BitmapStatus, MemberState, MemberStatus, Status, SyncAction, SyncStatus, VolumeState};
+use crate::sync::due;
 use std::sync::atomic::Ordering;
 
 pub(super) fn status(inner: &Inner) -> Status {
@@ -35,12 +36,17 @@ pub(super) fn status(inner: &Inner) -> Status {
     }
 }
 
-/// What is under way. A member that waits to be filled counts, and a spare that waits for its slot: whoever waits for
-/// the end does not take the time before the beginning for it.
+/// What is under way. A member that waits to be filled counts, a spare that waits for its slot, and ranges that a walk is
+/// about to make equal: whoever waits for the end does not take the time before the beginning for it.
 fn sync(inner: &Inner, roster: &Roster) -> SyncStatus {
     let sync = inner.progress.status(inner.runtime.now());
     if sync.action != SyncAction::Idle || inner.refuse_if_unwritable().is_err() {
         return sync;
+    }
+    let is_walked = inner.walked.load(Ordering::Acquire) == inner.marked.load(Ordering::Acquire);
+    let unsynced = if is_walked || inner.held.load(Ordering::Acquire) { 0 } else { due(inner).len() };
+    if unsynced > 0 {
+        return SyncStatus { action: SyncAction::Resync, done: 0, total: unsynced, speed: 0, eta_s: 0 };
     }
     let filled = roster.written().find(|member| member.state() == State::Rebuilding);
     let waits = filled.or_else(|| roster.vacancy().and_then(|_| roster.spare()));
