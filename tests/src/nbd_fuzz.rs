@@ -86,7 +86,8 @@ pub fn transmission(input: &[u8]) {
         let (mut receive, mut send) = tokio::io::split(client);
         let session = Session { export, style, allocation: first & 4 != 0 && style >= Style::Structured };
         let pool = Arc::new(Pool::new(0));
-        let timing = Timing { stall: Duration::from_secs(10), drain: Duration::from_secs(10) };
+        let timing =
+            Timing { stall: Duration::from_secs(10), drain: Duration::from_secs(10), busy: Duration::ZERO };
         let stop = Stop { announced: Box::pin(std::future::pending()), line: None };
         let serving = async move { run(&mut server, BytesMut::new(), session, pool, timing, stop).await };
         let sending = async move {

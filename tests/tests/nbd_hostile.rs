@@ -23,7 +23,11 @@ const ESHUTDOWN: u32 = 108;
 
 /// Limits that let tests see deadlines pass.
 fn impatient() -> Limits {
-    let timing = Timing { stall: Duration::from_millis(200), drain: Duration::from_millis(200) };
+    let timing = Timing {
+        stall: Duration::from_millis(200),
+        drain: Duration::from_millis(200),
+        busy: Duration::from_micros(50),
+    };
     Limits { handshake: Duration::from_millis(300), timing, ..Limits::standard() }
 }
 

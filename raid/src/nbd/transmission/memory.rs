@@ -1,5 +1,5 @@
 //! The memory that requests take before anything is received or read for them, and give back when their replies have
-//! been sent: a little that is each connection's own, and beyond that a pool that all share.
+//! been sent: a little that is each connection's own, and beyond that a pool that all share. The pool knows how many share it.
 
 use super::super::wire;
 use super::pipes::Pipes;
@@ -21,6 +21,23 @@ pub struct Pool {
     free: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     pipes: Arc<Pipes>,
+    present: Arc<AtomicUsize>,
+}
+
+/// A connection that shares a pool, for as long as this lives.
+pub(super) struct Present(Arc<AtomicUsize>);
+
+impl Present {
+    /// Whether no other connection shares the pool just now.
+    pub(super) fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pool {
@@ -28,7 +45,18 @@ impl Pool {
     #[must_use]
     pub fn new(bytes: u32) -> Self {
         let bytes = bytes.max(wire::MAX_PAYLOAD) as usize;
-        Self { free: Arc::new(Semaphore::new(bytes)), waiting: Arc::default(), pipes: Arc::default() }
+        Self {
+            free: Arc::new(Semaphore::new(bytes)),
+            waiting: Arc::default(),
+            pipes: Arc::default(),
+            present: Arc::default(),
+        }
+    }
+
+    /// Takes note of a connection.
+    pub(super) fn enter(&self) -> Present {
+        self.present.fetch_add(1, Ordering::Relaxed);
+        Present(Arc::clone(&self.present))
     }
 
     /// Whether someone waits for memory.

@@ -12,7 +12,7 @@
 //! code before there was `write_now`); read 1 `pread`, 0.07 to 0.15 `recv`, `writev` and `epoll_wait` each. Of the
 //! time of a write nine tenths are the kernel's.
 //!
-//! The rooms, in the order in which a request passes them: `receive` (bytes become requests), `admit` (the one check),
+//! The rooms, in the order in which a request passes them: `busy` (it may be looked for), `receive` (bytes become requests), `admit` (the one check),
 //! `memory` (what a request takes), `siblings` (whose turn it is to begin changes, for clients that ask twice), `execute` (what the device is asked), `reply` (its bytes in each style), `tray` (where those of small reads lie), `send`.
 //!
 //! Invariants:
@@ -29,6 +29,7 @@
 //!   sent its last request, and it has taken nothing for [`Timing::stall`], it is disconnected.
 
 mod admit;
+mod busy;
 mod execute;
 mod memory;
 mod pipes;
@@ -48,9 +49,10 @@ use super::wire::Malformed;
 use crate::device::room;
 use crate::runtime::BoxFuture;
 use admit::Admitted;
+use busy::Habit;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use memory::{Lease, Purse};
+use memory::{Lease, Present, Purse};
 use pipes::Pipes;
 use receive::{RECEIVE_BYTES, Receiving};
 use reply::{Reply, To};
@@ -80,6 +82,9 @@ pub struct Timing {
     pub stall: Duration,
     /// After the stop was announced, a client has so long to take its last replies.
     pub drain: Duration,
+    /// How long the next request of a client that asks one thing at a time is looked for before the thread sleeps; zero: not
+    /// at all.
+    pub busy: Duration,
 }
 
 /// When the server is to end, and how.
@@ -133,6 +138,8 @@ where
     let mut connection = Connection {
         stream,
         session,
+        present: pool.enter(),
+        habit: Habit::new(timing.busy),
         purse: Purse::new(pool),
         timing,
         stop: Some(stop.announced),
@@ -157,6 +164,10 @@ where
 struct Connection<'a, S> {
     stream: &'a mut S,
     session: Session,
+    /// One of those that share the pool.
+    present: Present,
+    /// How the client asks.
+    habit: Habit,
     purse: Purse,
     timing: Timing,
     /// Completes when the server is to end; `None` once it has.
@@ -207,6 +218,9 @@ impl<S: Stream> Connection<'_, S> {
                 return Poll::Ready(ended);
             }
             if !moved {
+                if self.is_idle() && self.look() {
+                    continue;
+                }
                 self.poll_stall(cx);
                 // The stall may just have broken the connection, with nothing left to wait for.
                 return self.finished().map_or(Poll::Pending, Poll::Ready);
@@ -254,6 +268,12 @@ impl<S: Stream> Connection<'_, S> {
             Receiving::Header if self.stopping() && self.drained => Some(Ended::Stopped),
             _ => None,
         }
+    }
+
+    /// Nothing is under way, and all that was received has been understood.
+    fn is_idle(&self) -> bool {
+        let nothing = self.running.is_empty() && self.replies.is_empty() && !self.unflushed;
+        nothing && self.input.is_empty() && matches!(self.receiving, Receiving::Header) && !self.stopping()
     }
 
     /// Starts an operation. One that completes at once never becomes a task.

@@ -5,12 +5,13 @@ use super::admit::{Admitted, admit};
 use super::memory::Lease;
 use super::reply::{Refusal, Reply, To};
 use super::siblings::Turn;
-use super::stream::Stream;
-use super::{Connection, Ended, MAX_REQUESTS};
+use super::stream::{Plain, Stream};
+use super::{Connection, Ended, MAX_REQUESTS, busy};
 use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::io::AsyncReadExt;
 use tokio::task::coop::has_budget_remaining;
 
@@ -109,6 +110,7 @@ impl<S: Stream> Connection<'_, S> {
         let payload = payload as u32;
         let Poll::Ready(lease) = self.purse.poll_take(cx, admitted.charge(payload)) else { return false };
         self.input.advance(style.request_len());
+        self.habit.took();
         if payload > 0 {
             self.begin_payload(turn, cx, admitted, to, lease, payload as usize);
         } else {
@@ -243,9 +245,26 @@ impl<S: Stream> Connection<'_, S> {
         match received {
             Poll::Pending => return false,
             Poll::Ready(Ok(0)) => self.eof = true,
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(_)) => self.habit.received(Instant::now),
             Poll::Ready(Err(error)) => self.abandon(Ended::Broken(error.kind())),
         }
         true
+    }
+
+    /// Called when nothing is left to do, and the waker is set: looks for a request a little longer, if that pays; whether
+    /// anything came.
+    pub(super) fn look(&mut self) -> bool {
+        let now = Instant::now();
+        let may_look = self.present.is_alone() && self.stream.plain().is_some();
+        let Some(limit) = self.habit.rests(now, may_look) else { return false };
+        let found = match self.stream.plain() {
+            Some(Plain::Unix(socket)) => busy::look(socket, now, limit, &mut self.input),
+            Some(Plain::Tcp(socket)) => busy::look(socket, now, limit, &mut self.input),
+            None => false,
+        };
+        if found {
+            self.habit.received(Instant::now);
+        }
+        found
     }
 }
