@@ -6,16 +6,20 @@
 use bytes::{Bytes, BytesMut};
 use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
+use raid::error::Error;
 use raid::geometry::Layout;
 use raid::runtime::{Runtime, TokioRuntime};
 use raid::status::{MemberState, SyncAction, VolumeState};
 use raid::volume::{AssembleOptions, Volume};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const MEMBER: u64 = 16 << 20;
 const CHUNK: u64 = 64 << 10;
+/// Many times what letting go takes.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn runtime() -> Arc<dyn Runtime> {
     Arc::new(TokioRuntime::current())
@@ -23,6 +27,19 @@ fn runtime() -> Arc<dyn Runtime> {
 
 fn open(path: &Path) -> Arc<dyn Device> {
     Arc::new(FileDevice::open(path, OpenMode::ReadWrite).unwrap())
+}
+
+/// Opens what a volume may still hold that was dropped: its background lets go of its members when it notices.
+async fn open_again(path: &Path) -> Arc<dyn Device> {
+    let begun = Instant::now();
+    loop {
+        match FileDevice::open(path, OpenMode::ReadWrite) {
+            Err(Error::InUse { .. }) if begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            opened => return Arc::new(opened.unwrap()),
+        }
+    }
 }
 
 fn options(name: &str) -> CreateOptions {
@@ -64,7 +81,10 @@ impl Array {
 
     async fn try_start_without(&self, absent: &[usize]) -> raid::Result<Arc<Volume>> {
         let present = self.paths.iter().enumerate().filter(|(i, _)| !absent.contains(i));
-        let devices = present.map(|(_, path)| open(path)).rev().collect();
+        let mut devices = Vec::new();
+        for (_, path) in present.rev() {
+            devices.push(open_again(path).await);
+        }
         Volume::assemble(devices, AssembleOptions::default(), runtime()).await
     }
 }
