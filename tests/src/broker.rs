@@ -236,51 +236,36 @@ pub fn batch(values: &[&[u8]], timestamp: i64) -> Bytes {
 /// The same from an idempotent producer.
 #[must_use]
 pub fn batch_of(values: &[&[u8]], timestamp: i64, producer_id: i64, epoch: i16, sequence: i32) -> Bytes {
-    let records: Vec<Record> = values
-        .iter()
-        .enumerate()
-        .map(|(n, value)| Record {
-            transactional: false,
-            control: false,
-            delete_horizon: false,
-            partition_leader_epoch: -1,
-            producer_id,
-            producer_epoch: epoch,
-            timestamp_type: TimestampType::Creation,
-            offset: n as i64,
-            // Consecutive even without a producer: the encoder begins a batch wherever they are not.
-            sequence: sequence + n as i32,
-            timestamp: timestamp + n as i64,
-            key: None,
-            value: Some(Bytes::copy_from_slice(value)),
-            headers: std::iter::empty().collect(),
-        })
-        .collect();
-    let mut out = BytesMut::new();
-    let options = RecordEncodeOptions { version: 2, compression: Compression::None };
-    RecordBatchEncoder::encode(&mut out, &records, &options).expect("a batch");
-    out.freeze()
+    encoded(values.iter().map(|value| (None, *value)), timestamp, (producer_id, epoch, sequence))
 }
 
-/// A batch of records with these keys and values; timestamps count up from `timestamp`.
+/// A plain batch of records with these keys and values; timestamps count up from `timestamp`.
 #[must_use]
 pub fn keyed_batch(records: &[(&str, &[u8])], timestamp: i64) -> Bytes {
+    encoded(records.iter().map(|(key, value)| (Some(*key), *value)), timestamp, (-1, -1, -1))
+}
+
+/// A batch by a producer's id, epoch and first sequence number.
+fn encoded<'a>(
+    records: impl Iterator<Item = (Option<&'a str>, &'a [u8])>,
+    timestamp: i64,
+    (producer_id, producer_epoch, sequence): (i64, i16, i32),
+) -> Bytes {
     let records: Vec<Record> = records
-        .iter()
         .enumerate()
         .map(|(n, (key, value))| Record {
             transactional: false,
             control: false,
             delete_horizon: false,
             partition_leader_epoch: -1,
-            producer_id: -1,
-            producer_epoch: -1,
+            producer_id,
+            producer_epoch,
             timestamp_type: TimestampType::Creation,
             offset: n as i64,
             // Consecutive even without a producer: the encoder begins a batch wherever they are not.
-            sequence: n as i32 - 1,
+            sequence: sequence + n as i32,
             timestamp: timestamp + n as i64,
-            key: Some(Bytes::copy_from_slice(key.as_bytes())),
+            key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
             value: Some(Bytes::copy_from_slice(value)),
             headers: std::iter::empty().collect(),
         })

@@ -254,18 +254,7 @@ fn a_broker_says_once_that_there_is_no_room() {
         store.close().await.expect("it is closed in order");
     });
     fill(memory.dir(), 0);
-    let mut command = sandbox.broker();
-    command.args([
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--advertise",
-        "127.0.0.1:9092",
-        "--admin",
-        "127.0.0.1:0",
-    ]);
-    command.arg("--data-dir").arg(&data).args(["--set", "log.cleaner.backoff.ms=20"]);
-    let mut server = Server::start(&mut command);
+    let mut server = serve(&sandbox, &data, &["log.cleaner.backoff.ms=20"]);
     let told = |server: &Server| server.stderr().matches("is not compacted until there is room").count();
     eventually("the broker to say it", Duration::from_secs(20), || (told(&server) > 0).then_some(()));
     let address = server.stderr();
@@ -345,24 +334,23 @@ fn logs(data: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// A broker on a directory, with its pages, on whatever ports are free.
+fn serve(sandbox: &Sandbox, data: &Path, settings: &[&str]) -> Server {
+    let mut command = sandbox.broker();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:9092"]);
+    command.args(["--admin", "127.0.0.1:0", "--data-dir"]).arg(data);
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
+    Server::start(&mut command)
+}
+
 /// A broker that will compact in a moment, and strace at work on it before that.
 fn traced(sandbox: &Sandbox, data: &Path, arguments: &[&str]) -> (Server, Server) {
     let before = logs(data).len();
     assert!(before > 3, "{before} segments");
-    let mut command = sandbox.broker();
-    command.args([
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--advertise",
-        "127.0.0.1:9092",
-        "--admin",
-        "127.0.0.1:0",
-    ]);
-    for setting in ["log.cleaner.backoff.ms=2000", "log.cleaner.min.cleanable.ratio=0.01"] {
-        command.args(["--set", setting]);
-    }
-    let server = Server::start(command.arg("--data-dir").arg(data));
+    let settings = ["log.cleaner.backoff.ms=2000", "log.cleaner.min.cleanable.ratio=0.01"];
+    let server = serve(sandbox, data, &settings);
     let mut strace = sandbox.command("strace");
     strace.args(["-f", "-y", "-s", "4096"]).args(arguments).args(["-p", &server.pid().to_string()]);
     let strace = Server::spawn(&mut strace);
