@@ -12,6 +12,7 @@
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,11 @@ impl Habit {
         self.requests = self.requests.saturating_add(1);
     }
 
+    /// Requests taken since there was nothing left to do.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests
+    }
+
     /// Nothing is left to do at `now`: how long to look, if that pays. `may_look`: nobody else wants the thread.
     pub(super) fn rests(&mut self, now: Instant, may_look: bool) -> Option<Duration> {
         self.idle = None;
@@ -97,13 +103,12 @@ impl Habit {
 
 /// What came from a socket within `limit` from `start`, its end aside: that, and errors, are for whoever reads next.
 pub(super) fn look(socket: impl AsFd, start: Instant, limit: Duration, into: &mut bytes::BytesMut) -> bool {
-    let mut room = [0; ROOM];
+    let mut room = [MaybeUninit::<u8>::uninit(); ROOM];
     loop {
         match recv(&socket, &mut room, RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return false,
-            Ok((len, _)) => {
-                into.extend_from_slice(&room[..len]);
-                return true;
+            Ok(((came, _), _)) => {
+                into.extend_from_slice(came);
+                return !came.is_empty();
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => return false,

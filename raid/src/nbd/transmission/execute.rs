@@ -40,10 +40,7 @@ pub(super) fn at_once(
             }
             let len = len as usize;
             if tray.has_room(len) {
-                return match tray.lay(len, |room| device.read_now(at, room)) {
-                    Some(data) => Ok(Reply::laid(to, at, data, lease)),
-                    None => Err(lease),
-                };
+                return Reply::laid(to, at, len, lease, tray, |room| device.read_now(at, room));
             }
             let mut own = buffer(len);
             if !device.read_now(at, &mut own) {

@@ -6,12 +6,12 @@ use super::memory::Lease;
 use super::reply::{Refusal, Reply, To};
 use super::siblings::Turn;
 use super::stream::{Plain, Stream};
-use super::{Connection, Ended, MAX_REQUESTS, busy};
+use super::{Connection, Ended, MAX_REQUESTS, busy, coalesce};
 use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::task::coop::has_budget_remaining;
 
@@ -251,12 +251,20 @@ impl<S: Stream> Connection<'_, S> {
         true
     }
 
-    /// Called when nothing is left to do, and the waker is set: looks for a request a little longer, if that pays; whether
-    /// anything came.
-    pub(super) fn look(&mut self) -> bool {
-        let now = Instant::now();
-        let may_look = self.present.is_alone() && self.stream.plain().is_some();
-        let Some(limit) = self.habit.rests(now, may_look) else { return false };
+    /// Called when nothing is left to do, and the waker is set: looks for a request a little longer, or lets some more come,
+    /// if that pays; whether anything was found.
+    pub(super) fn wait(&mut self) -> bool {
+        let (now, requests) = (Instant::now(), self.habit.requests());
+        let is_alone = self.present.is_alone();
+        let between_requests = self.input.is_empty() && matches!(self.receiving, Receiving::Header);
+        let may_look = is_alone && between_requests && self.stream.plain().is_some();
+        let Some(limit) = self.habit.rests(now, may_look) else {
+            let rest = if is_alone { self.coalescing.rests(now, requests) } else { Duration::ZERO };
+            if !rest.is_zero() {
+                coalesce::rest(rest);
+            }
+            return false;
+        };
         let found = match self.stream.plain() {
             Some(Plain::Unix(socket)) => busy::look(socket, now, limit, &mut self.input),
             Some(Plain::Tcp(socket)) => busy::look(socket, now, limit, &mut self.input),

@@ -1,7 +1,8 @@
 //! Replies that wait to be sent, in the style that was negotiated.
 //!
 //! A reply is one part or more, a part a header made here and a payload that lies where the device left it: in a buffer of
-//! its own, on the connection's tray, or in a pipe. All but sparse reads are one part; a simple reply costs no allocation.
+//! its own, on the connection's tray behind its header, or in a pipe. All but sparse reads are one part; a simple reply
+//! costs no allocation.
 
 use super::super::wire::{self, Chunk, ChunkHeader, DONE, ErrorCode, SimpleReply, Style, chunk};
 use super::memory::Lease;
@@ -9,10 +10,11 @@ use super::pipes::{Pipes, Spliced};
 use super::tray::{Laid, Tray};
 use crate::device::Piece;
 use bytes::{BufMut, Bytes};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The longest header: an extended chunk's, and where its data begins.
-const HEAD: usize = ChunkHeader::EXTENDED_LEN + 8;
+pub(super) const HEAD: usize = ChunkHeader::EXTENDED_LEN + 8;
 
 /// Which request a reply is for, and how it is to be framed.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +59,7 @@ type Cursor<'a> = &'a mut [u8];
 #[derive(Debug)]
 enum Payload {
     Bytes(Bytes),
-    /// On the connection's tray.
+    /// On the connection's tray, with the header.
     Laid(Laid),
     /// In a pipe, with so much of the header as is not to be sent before it.
     Spliced(Spliced),
@@ -74,18 +76,13 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// `write` writes the header, [`HEAD`] bytes at most.
     fn new(payload: Bytes, write: impl FnOnce(&mut Cursor<'_>)) -> Self {
-        let len = payload.len();
-        Self::with(Payload::Bytes(payload), len, write)
-    }
-
-    /// `write` writes the header, [`HEAD`] bytes at most; `len` bytes follow it.
-    fn with(payload: Payload, len: usize, write: impl FnOnce(&mut Cursor<'_>)) -> Self {
         let mut head = [0; HEAD];
         let mut room: Cursor<'_> = &mut head;
         write(&mut room);
         let before = HEAD - room.len();
-        Self { head, before: before as u8, len: before + len, payload }
+        Self { head, before: before as u8, len: before + payload.len(), payload: Payload::Bytes(payload) }
     }
 
     fn simple(to: To, outcome: Result<(), ErrorCode>) -> Self {
@@ -105,8 +102,25 @@ impl Part {
     }
 
     /// All that was read.
-    fn whole(to: To, at: u64, payload: Payload, len: usize) -> Self {
-        Self::with(payload, len, |head| whole_head(to, at, len as u64, head))
+    fn whole(to: To, at: u64, data: Bytes) -> Self {
+        let len = data.len() as u64;
+        Self::new(data, |head| whole_head(to, at, len, head))
+    }
+
+    /// All that was read, by `fill`, which does not wait; `None` if it could not, or there is no room for it.
+    fn laid(
+        to: To,
+        at: u64,
+        len: usize,
+        tray: &mut Tray,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+    ) -> Option<Self> {
+        let mut head = [0; HEAD];
+        let mut room: Cursor<'_> = &mut head;
+        whole_head(to, at, len as u64, &mut room);
+        let before = HEAD - room.len();
+        let laid = tray.lay(&head[..before], len, fill)?;
+        Some(Self { head, before: 0, len: laid.len(), payload: Payload::Laid(laid) })
     }
 
     /// All that was read, in a pipe; `None` where it has to be copied.
@@ -130,14 +144,15 @@ impl Part {
         })
     }
 
-    /// Its bytes, in the order in which they are sent; what is in a pipe comes after them.
-    pub(super) fn slices<'a>(&'a self, tray: &'a Tray) -> [&'a [u8]; 2] {
-        let payload = match &self.payload {
-            Payload::Bytes(bytes) => &bytes[..],
-            Payload::Laid(laid) => tray.bytes(laid),
-            Payload::Spliced(_) => &[],
-        };
+    /// Its bytes in the order in which they are sent, but for those on the tray; what is in a pipe comes after them.
+    pub(super) fn slices(&self) -> [&[u8]; 2] {
+        let payload = if let Payload::Bytes(bytes) = &self.payload { &bytes[..] } else { &[] };
         [&self.head[..usize::from(self.before)], payload]
+    }
+
+    /// Where on the tray it lies; it has no other bytes then.
+    pub(super) fn place(&self) -> Option<Range<usize>> {
+        if let Payload::Laid(laid) = &self.payload { Some(laid.place()) } else { None }
     }
 
     /// What waits in a pipe.
@@ -199,14 +214,22 @@ impl Reply {
 
     /// All that was read, which is not empty.
     pub(super) fn data(to: To, at: u64, data: Bytes, lease: Lease) -> Self {
-        let len = data.len();
-        Self::one(Part::whole(to, at, Payload::Bytes(data), len), lease)
+        Self::one(Part::whole(to, at, data), lease)
     }
 
-    /// The same, from the tray.
-    pub(super) fn laid(to: To, at: u64, data: Laid, lease: Lease) -> Self {
-        let len = data.len();
-        Self::one(Part::whole(to, at, Payload::Laid(data), len), lease)
+    /// The same, `len` bytes that `fill` reads to the tray, which has room for them; gives the lease back if it could not.
+    pub(super) fn laid(
+        to: To,
+        at: u64,
+        len: usize,
+        lease: Lease,
+        tray: &mut Tray,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+    ) -> Result<Self, Lease> {
+        match Part::laid(to, at, len, tray, fill) {
+            Some(part) => Ok(Self::one(part, lease)),
+            None => Err(lease),
+        }
     }
 
     /// All that was read, which is not empty, from where it lies; gives the lease back where it has to be copied.
@@ -289,7 +312,7 @@ mod tests {
     use super::*;
 
     fn sent(reply: &Reply) -> Vec<u8> {
-        let bytes = reply.parts().flat_map(|part| part.slices(&Tray::default()).concat()).collect::<Vec<_>>();
+        let bytes = reply.parts().flat_map(|part| part.slices().concat()).collect::<Vec<_>>();
         assert_eq!(bytes.len(), reply.len());
         bytes
     }
