@@ -23,14 +23,14 @@ const BATCH: usize = 64 << 10;
 
 /// What there is to measure, by name.
 pub fn benches() -> Vec<Bench> {
-    vec![
-        ("append".to_owned(), Box::new(append)),
+    let others: [Bench; 5] = [
         ("recovery".to_owned(), Box::new(recovery)),
         ("commit".to_owned(), Box::new(crate::commit::commit)),
         ("sync".to_owned(), Box::new(sync)),
         ("lookup".to_owned(), Box::new(crate::lookup::lookup)),
         ("partitions".to_owned(), Box::new(partitions)),
-    ]
+    ];
+    appends().chain(others).collect()
 }
 
 /// A runtime like the broker's.
@@ -124,33 +124,28 @@ pub async fn topic(store: &Store, name: &str, partitions: u32) -> Arc<Topic> {
     store.create_topic(name, partitions, TopicConfig::kafka_defaults()).await.expect("a topic is made")
 }
 
+/// What there is to append to, by name: a place, and how many producers write there.
+fn appends() -> impl Iterator<Item = Bench> {
+    let places = [("disk", false), ("tmpfs", true)];
+    let cases = places.into_iter().flat_map(|place| [1, 4].map(|producers| (place, producers)));
+    cases.map(|((place, in_memory), producers)| -> Bench {
+        (format!("append-{place}-{producers}"), Box::new(move || append(place, in_memory, producers)))
+    })
+}
+
 /// Records of 1 KiB in batches of 64 KiB, cached, and one flush at the end; against two `dd`, each of which writes as
 /// many bytes to a file and syncs it. Both write new files, on both sides each byte goes to two legs.
-fn append() {
+fn append(place: &str, in_memory: bool, producers: u64) {
     const BYTES: u64 = GIB;
-    for (place, in_memory) in [("on disk", false), ("on tmpfs", true)] {
-        for producers in [1, 4] {
-            let title = format!(
-                "append {place}: {} MiB to two legs, batches of 64 KiB, then a flush; {producers} partitions, a producer each",
-                BYTES / MIB
-            );
-            compare(
-                &title,
-                "MiB/s",
-                ["two dd, fdatasync", "log store, near-2"],
-                "(at least 0.8)",
-                |variant, _| {
-                    let sandbox = if in_memory { Sandbox::in_memory() } else { Sandbox::new() };
-                    let took = if variant == 0 {
-                        dd(&sandbox, BYTES)
-                    } else {
-                        append_once(&sandbox, BYTES, producers)
-                    };
-                    Measured { figure: BYTES as f64 / MIB as f64 / took.as_secs_f64(), cpu: None }
-                },
-            );
-        }
-    }
+    let title = format!(
+        "append on {place}: {} MiB to two legs, batches of 64 KiB, then a flush; {producers} partitions, a producer each",
+        BYTES / MIB
+    );
+    compare(&title, "MiB/s", ["two dd, fdatasync", "log store, near-2"], "(at least 0.8)", |variant, _| {
+        let sandbox = if in_memory { Sandbox::in_memory() } else { Sandbox::new() };
+        let took = if variant == 0 { dd(&sandbox, BYTES) } else { append_once(&sandbox, BYTES, producers) };
+        Measured { figure: BYTES as f64 / MIB as f64 / took.as_secs_f64(), cpu: None }
+    });
 }
 
 fn dd(sandbox: &Sandbox, bytes: u64) -> Duration {

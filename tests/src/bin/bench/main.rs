@@ -13,7 +13,7 @@ mod nbd;
 mod raid;
 
 const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts | cache]... | bench nbd [CASE]... \
-    | bench log [append | recovery | commit | sync | lookup | partitions]...";
+    | bench log [append[-disk[-1 | -4] | -tmpfs[-1 | -4]] | recovery | commit | sync | lookup | partitions]...";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -27,7 +27,13 @@ fn main() {
         Some("bare-child") => return bare::work_as_child(wanted),
         _ => usage(),
     };
-    if let Some(unknown) = wanted.iter().find(|one| benches.iter().all(|(name, _)| name != *one)) {
+    // A name, or the first words of several.
+    let is_one = |one: &String| benches.iter().any(|(name, _)| name == one);
+    let picks = |one: &String, name: &str| {
+        name.strip_prefix(one.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-') && !is_one(one))
+    };
+    if let Some(unknown) = wanted.iter().find(|one| !benches.iter().any(|(name, _)| picks(one, name))) {
         let known: Vec<&str> = benches.iter().map(|(name, _)| name.as_str()).collect();
         eprintln!("bench: there is no '{unknown}'; there are: {}", known.join(", "));
         usage();
@@ -35,8 +41,8 @@ fn main() {
     if cfg!(debug_assertions) {
         eprintln!("bench: this is a debug build; its figures say nothing (use --release)");
     }
-    for (name, bench) in benches {
-        if wanted.is_empty() || wanted.contains(&name) {
+    for (name, bench) in &benches {
+        if wanted.is_empty() || wanted.iter().any(|one| picks(one, name)) {
             bench();
         }
     }
