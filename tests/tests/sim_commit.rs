@@ -6,10 +6,11 @@
 use bytes::Bytes;
 use logstore::{Appended, Home, Partition, Store, StoreOptions, TopicConfig};
 use raid::device::Durability;
+use raid::error::Operation;
 use std::sync::Arc;
 use std::time::Duration;
 use tests::sim::ledger::Ledger;
-use tests::sim::{CutStyle, Sim, SimDisk, SimDiskOptions};
+use tests::sim::{CutStyle, Fault, Sim, SimDisk, SimDiskOptions};
 
 /// Longer than everything that a store does at once takes on a simulated disk.
 const SOON: Duration = Duration::from_millis(200);
@@ -22,8 +23,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of_size(16 << 20)
+    }
+
+    fn of_size(size: u64) -> Self {
         let sim = Sim::new(7);
-        let disk = sim.disk("d", 16 << 20, SimDiskOptions::default());
+        let disk = sim.disk("d", size, SimDiskOptions::default());
         // What is not flushed is lost.
         sim.set_cut_style(CutStyle::AllLost);
         Self { sim, disk, linger: Duration::ZERO }
@@ -88,6 +93,54 @@ fn without_flush_ms_nobody_flushes_what_nobody_waits_for() {
         store
     });
     assert_eq!(ends, [1], "the append that nobody flushed is durable: this test and the next show nothing");
+}
+
+/// A log of 68 MB that has space for as much again: a while goes by before the catalog has to flush for it.
+async fn long_log(world: &World, store: &Store) -> (Arc<Partition>, Bytes) {
+    let partition = Arc::clone(&world.topic(store, 1, &[]).await[0]);
+    let megabyte =
+        Ledger::shared().lock().append_asked((uuid::Uuid::nil(), 0), 1, 1_000_000, None, false, 1).1;
+    for _ in 0..68 {
+        partition.append(megabyte.clone(), Durability::Cached).await.unwrap();
+    }
+    world.sleep(SOON).await;
+    (partition, megabyte)
+}
+
+#[test]
+fn what_nobody_waits_for_is_flushed_by_the_megabyte() {
+    let world = World::of_size(256 << 20);
+    let ends = world.ends_after(async {
+        let store = world.open().await;
+        let (partition, megabyte) = long_log(&world, &store).await;
+        let before = world.flushes();
+        for _ in 0..34 {
+            partition.append(megabyte.clone(), Durability::Cached).await.unwrap();
+        }
+        world.sleep(SOON).await;
+        assert_eq!(world.flushes() - before, 1, "flushes for 34 MB");
+        store
+    });
+    assert!((69..=103).contains(&ends[0]), "{ends:?}");
+}
+
+#[test]
+fn a_flush_that_nobody_waits_for_and_that_fails_stops_the_store() {
+    let world = World::of_size(256 << 20);
+    let test = async {
+        let store = world.open().await;
+        let (partition, megabyte) = long_log(&world, &store).await;
+        world.disk.fail(Fault::once(&[Operation::Flush]));
+        for _ in 0..34 {
+            if let Err(error) = partition.append(megabyte.clone(), Durability::Cached).await {
+                return error;
+            }
+        }
+        world.sleep(SOON).await;
+        partition.append(megabyte, Durability::Cached).await.unwrap_err()
+    };
+    let error = world.sim.block_on(test).unwrap();
+    assert!(matches!(error, logstore::Error::Poisoned { .. }), "{error}");
 }
 
 #[test]

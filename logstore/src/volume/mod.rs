@@ -9,6 +9,10 @@
 //!
 //! Freed space is discarded, so that images shrink; what a kill kept from it, the next start discards (see `leftovers`).
 //!
+//! What nobody asks to be flushed is flushed all the same, every [`WRITE_BACK`] bytes, and nobody waits for that: the disks
+//! write while the log grows, so that the flush that somebody waits for finds little left to do, and growth, which waits for
+//! a flush as well, keeps ahead. Like any other flush it is never tried again, and its failure stops the store.
+//!
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
 //! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
 
@@ -36,6 +40,7 @@ use raid::device::{Device, Durability, Holder, ZeroMode};
 use segment::VolumeSegment;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// Share of a volume that the catalog may take, and its bounds in bytes.
@@ -46,6 +51,9 @@ const CATALOG_MOST: u64 = 256 << 20;
 const RESERVE_SHARE: u64 = 64;
 const RESERVE_LEAST: u64 = 256 << 10;
 const RESERVE_MOST: u64 = 64 << 20;
+/// Bytes of batches after which a flush begins that nobody has asked for. Less would keep the disks busy with the journals of
+/// file systems, more would leave them idle at first.
+const WRITE_BACK: u64 = 32 << 20;
 /// The smallest volume that makes sense.
 const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
 
@@ -54,6 +62,11 @@ pub(crate) struct VolumeHome {
     device: Arc<dyn Device>,
     catalog: Arc<Catalog>,
     tasks: Arc<Tasks>,
+    health: Arc<Health>,
+    /// Bytes of batches since a flush last began.
+    unflushed: AtomicU64,
+    /// A flush is under way that nobody has asked for.
+    writing_back: AtomicBool,
     space: Mutex<FreeSpace>,
     /// Bytes kept back from records.
     reserve: u64,
@@ -82,7 +95,8 @@ impl VolumeHome {
             }
             None => format(&device, &tasks).await?,
         };
-        let catalog = Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), health).await?;
+        let catalog =
+            Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), Arc::clone(&health)).await?;
         let space = FreeSpace::new(layout.space);
         let reserve = (space.free() / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
         let home = Arc::new(Self {
@@ -90,6 +104,9 @@ impl VolumeHome {
             device,
             catalog: Arc::clone(&catalog),
             tasks,
+            health,
+            unflushed: AtomicU64::new(0),
+            writing_back: AtomicBool::new(false),
             space: Mutex::new(space),
             reserve,
             found: Mutex::new(HashMap::new()),
@@ -171,6 +188,26 @@ impl VolumeHome {
         None
     }
 
+    /// Bytes of batches are about to be written. Costs an atomic operation.
+    fn writes(self: &Arc<Self>, bytes: u64) {
+        let before = self.unflushed.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes < WRITE_BACK || self.writing_back.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let home = Arc::clone(self);
+        self.tasks.spawn(Box::pin(async move {
+            if let Err(cause) = home.flush_all().await {
+                home.health.fail(&cause);
+            }
+            home.writing_back.store(false, Ordering::Release);
+        }));
+    }
+
+    async fn flush_all(&self) -> Result<()> {
+        self.unflushed.store(0, Ordering::Relaxed);
+        Ok(self.device.flush().await?)
+    }
+
     /// Gives space back at once: no image behind it holds data of ours.
     fn release_now(&self, extents: &[Extent]) {
         let mut space = self.space.lock();
@@ -245,7 +282,7 @@ impl Home for Arc<VolumeHome> {
     }
 
     fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(self.device.flush().await?) })
+        Box::pin(self.flush_all())
     }
 
     fn prepare_topic<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {

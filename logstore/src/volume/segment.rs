@@ -1,9 +1,10 @@
 //! A segment's bytes as a chain of extents.
 //!
 //! Cost of a write: one device write (two where it crosses from one extent to a neighbourless next), no copy, a read
-//! lock for the map. Growth is rare and ahead of need: when less than a quarter of the segment's space is left, the
-//! next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so that a
-//! busy log rarely waits for the catalog. The first extent is taken by the first write.
+//! lock for the map. Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are
+//! begun, the next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so
+//! that a busy log rarely waits for the catalog: its two flushes take as long as some ten MiB of appends to a fast disk.
+//! The first extent is taken by the first write.
 //!
 //! Invariant: `record` is what the catalog holds for this segment, or what the change under way will make it hold;
 //! only the holder of `growth` changes it.
@@ -181,7 +182,7 @@ impl VolumeSegment {
     /// Takes the next extent before it is needed, if that is near.
     fn grow_ahead(&self, end: u64, limit: u64) {
         let have = room(&self.record.read().extents);
-        let near = have.saturating_sub(end) < (have / 4).min(LARGEST / 4);
+        let near = have.saturating_sub(end) < (have / 2).min(LARGEST);
         if !near || have >= limit || self.growing.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -370,6 +371,7 @@ impl SegmentBytes for VolumeSegment {
     }
 
     fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
+        self.home.writes(data.len() as u64);
         Box::pin(async move {
             let places = self.places(at, data.len() as u64)?;
             if let [place] = places[..] {
