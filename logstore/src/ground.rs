@@ -3,12 +3,9 @@
 //! Sound are bytes whose checksum is right and whose first 16 bytes, which no checksum covers, are what they must be: the
 //! offset that follows, the epoch that wrote there. If no copy is sound as a whole, sectors of several are put together.
 //! Nothing is changed here: [`crate::heal`] makes other copies good, [`crate::inspect`] only tells.
+//! Where no copy is sound, [`crate::search`] finds where the log goes on.
 //!
-//! A search believes a place only if offset, counts and length are possible there *and* the checksum is right, so it
-//! cannot be led astray by what records contain; each false candidate costs a checksum, and needs eight bytes of offset
-//! that fit.
-//!
-//! Memory: a batch of up to [`WHOLE`] bytes for each copy, a larger one only if it is sound; a window for each copy.
+//! Memory: a batch of up to [`WHOLE`] bytes for each copy, a larger one only if it is sound.
 
 use crate::batch::{self, BatchFault, HEADER, Header};
 use crate::epochs::Epochs;
@@ -20,8 +17,6 @@ use bytes::{Bytes, BytesMut};
 use std::fmt::Display;
 use std::ops::Range;
 
-/// Bytes in which a next batch is looked for at once.
-const WINDOW: u64 = 1 << 20;
 /// Largest batch that is taken into memory before its checksum is known to be right.
 const WHOLE: u32 = 1 << 20;
 /// Unit in which copies are put together.
@@ -41,21 +36,14 @@ pub(crate) struct Ground<'a> {
     pub(crate) end: End,
     /// What wrote where, if it is known.
     pub(crate) epochs: Option<&'a Epochs>,
+    /// An offset at which the log is known to have ended once, if more was written.
+    pub(crate) ended: Option<i64>,
 }
 
 /// Sound bytes found in some way.
 pub(crate) struct Sound {
     pub(crate) header: Header,
     pub(crate) bytes: Bytes,
-}
-
-/// What a search found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Searched {
-    /// Where the first sound batch stands, and its first offset.
-    pub(crate) first: Option<(u64, i64)>,
-    /// Before it, behind where the search began, there is nothing but zeroes in any copy.
-    pub(crate) zeroes: bool,
 }
 
 impl Ground<'_> {
@@ -234,72 +222,6 @@ impl Ground<'_> {
             }
         }
         Ok(None)
-    }
-
-    /// Where the batch at `position`, which should begin at offset `from`, ends: the next sound batch, or the end.
-    pub(crate) async fn next_sound(&self, position: u64, from: i64) -> Result<(u64, i64)> {
-        // As long as some copy says it is, if a sound one follows.
-        for way in self.ways() {
-            let Ok(header) = self.head(position, way).await? else { continue };
-            let next = position + u64::from(header.size);
-            if next == self.end.size && header.base_offset == from {
-                return Ok((self.end.size, self.end.next));
-            }
-            if next < self.end.size
-                && let Ok(sound) = self.best(next, Some(from + 1)).await?
-            {
-                return Ok((next, sound.header.base_offset));
-            }
-        }
-        let found = self.search(position, from + 1).await?;
-        Ok(found.first.unwrap_or((self.end.size, self.end.next)))
-    }
-
-    /// Looks behind a position, byte by byte, for a sound batch in some copy that begins at offset `least` or later.
-    pub(crate) async fn search(&self, position: u64, least: i64) -> Result<Searched> {
-        let (mut at, mut zeroes) = (position + 1, true);
-        while at + (HEADER as u64) <= self.end.size {
-            let len = (WINDOW + HEADER as u64).min(self.end.size - at);
-            let mut seen: Vec<Bytes> = Vec::new();
-            let mut first: Option<(u64, i64)> = None;
-            for way in self.ways() {
-                let Ok(window) = self.read(at, len, way).await? else {
-                    zeroes = false;
-                    continue;
-                };
-                if seen.contains(&window) {
-                    continue;
-                }
-                for start in self.candidates(&window, at, least) {
-                    if first.is_some_and(|(best, _)| best <= start) {
-                        break;
-                    }
-                    if let Ok(sound) = self.look(start, Some(least), way).await? {
-                        first = Some((start, sound.header.base_offset));
-                        break;
-                    }
-                }
-                let passed = first.map_or(window.len(), |(start, _)| (start - at) as usize);
-                zeroes &= window[..passed].iter().all(|&byte| byte == 0);
-                seen.push(window);
-            }
-            if first.is_some() {
-                return Ok(Searched { first, zeroes });
-            }
-            at += WINDOW;
-        }
-        Ok(Searched { first: None, zeroes })
-    }
-
-    /// Places in a window at which a header of a later batch may stand.
-    fn candidates(&self, window: &[u8], at: u64, least: i64) -> Vec<u64> {
-        let headers = window.windows(HEADER).enumerate();
-        // The format's number first: it rules out nearly everything.
-        let plausible = headers.filter(|(_, bytes)| bytes[16] == 2).filter_map(|(index, bytes)| {
-            let (position, header) = (at + index as u64, Header::parse(bytes).ok()?);
-            self.fits(&header, position, Some(least)).ok().map(|()| position)
-        });
-        plausible.collect()
     }
 }
 

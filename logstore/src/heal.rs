@@ -13,8 +13,8 @@
 //! agree on stand: compaction leaves gaps.
 //!
 //! **What is lost.** If no copy is good, the batch's place is noted in the segment (`Lost`): reads of its offsets are
-//! an error that names them, reads of others go on. Its length cannot be trusted, so the next batch is where a sound one
-//! begins: at the length that some copy tells, or else at the first place where the bytes say so.
+//! an error that names them, reads of others go on. Its length cannot be trusted; where the log goes on,
+//! [`crate::search`] finds out.
 //!
 //! Cost: of a check one read of the bytes (from the page cache, where they are sent from next) and one pass of CRC-32C,
 //! in steps of 256 KiB between which other tasks run; what is not cached is read by threads of its own. Of a bad batch,
@@ -180,7 +180,7 @@ pub(crate) async fn step_aside() {
 impl Segment {
     pub(crate) fn ground<'a>(&'a self, epochs: Option<&'a Epochs>) -> Ground<'a> {
         let (name, bytes, end) = (&self.id, self.readable(), self.end());
-        Ground { name, bytes, base: self.base, end, epochs }
+        Ground { name, bytes, base: self.base, end, epochs, ended: None }
     }
 
     fn readable(&self) -> &dyn Copies {

@@ -14,7 +14,8 @@
 //! - [`checkpoints`]: offsets of all partitions, as Kafka keeps them beside its logs; pure.
 //! - `home`: the seam; `volume` (extents) and `directory` (files): its two sides.
 //! - `catalog`: what exists and where it lies, in an embedded database.
-//! - `scan`, `ground`: batches checked one after the other; the good copy of one among several.
+//! - `scan`, `ground`, `search`: batches checked one after the other; the good copy of one among several; where the log goes on
+//!   behind one that has none.
 //! - [`heal`]: batches that are not sound: another copy has them, or they are lost; `unsynced`: closed segments whose copies
 //!   an unclean stop left to be made equal.
 //! - `segment`: bytes, end and index of one segment, `aborted`: what was aborted in it; `commit`: one flush for all
@@ -52,6 +53,7 @@ pub mod producers;
 pub mod records;
 mod scan;
 pub mod scrub;
+mod search;
 mod segment;
 pub mod store;
 mod tasks;

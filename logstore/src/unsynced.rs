@@ -110,7 +110,7 @@ impl Unsynced {
         }
         let Self { id, bytes, base, end, .. } = self;
         let epochs = Some(&self.epochs);
-        let ground = Ground { name: id, bytes: &**bytes, base: *base, end: *end, epochs };
+        let ground = Ground { name: id, bytes: &**bytes, base: *base, end: *end, epochs, ended: None };
         let (mut position, mut next, mut rewritten) = (0, *base, 0);
         let mut equal = RangeSet::default();
         while position < end.size {

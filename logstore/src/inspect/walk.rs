@@ -1,5 +1,5 @@
 //! Going over a segment's batches whatever stands between them: a batch with a wrong checksum is told and passed; where
-//! no batch begins, the next sound one is searched for, byte by byte.
+//! no batch begins, the next one that is to be believed is searched for (`search`).
 //!
 //! Of a batch that is bad in the copy that is read first, or stands at an odd offset or in an odd epoch there, the good
 //! copy counts (`ground`), as it does for the store.
@@ -53,6 +53,7 @@ pub struct Walk {
     source: Source,
     name: String,
     epochs: Option<Epochs>,
+    ended: Option<i64>,
     base: i64,
     len: u64,
     at: u64,
@@ -64,7 +65,8 @@ pub struct Walk {
 impl Walk {
     /// Starts at the first byte of a segment of a partition.
     pub fn new(view: &PartitionView, segment: &SegmentView) -> Result<Self> {
-        Self::start(segment, view.name(), Some(view.epochs.clone()))
+        let walk = Self::start(segment, view.name(), Some(view.epochs.clone()))?;
+        Ok(Self { ended: Some(view.clean_end.unwrap_or(view.recovery_point)), ..walk })
     }
 
     /// Starts at the first byte of a segment of which nothing else is known.
@@ -75,13 +77,14 @@ impl Walk {
     fn start(segment: &SegmentView, name: String, epochs: Option<Epochs>) -> Result<Self> {
         let source = segment.place.open(segment.len)?;
         let (base, len) = (segment.base, segment.len);
-        Ok(Self { source, name, epochs, base, len, at: 0, next: base, scan: Scan::new(len) })
+        let scan = Scan::new(len);
+        Ok(Self { source, name, epochs, ended: None, base, len, at: 0, next: base, scan })
     }
 
     fn ground(&self) -> Ground<'_> {
         let Self { source, name, base, len, .. } = self;
         let end = End { size: *len, next: base.saturating_add(SPAN + 1) };
-        Ground { name, bytes: source, base: *base, end, epochs: self.epochs.as_ref() }
+        Ground { name, bytes: source, base: *base, end, epochs: self.epochs.as_ref(), ended: self.ended }
     }
 
     /// The next step; `None` at the end.
@@ -119,7 +122,7 @@ impl Walk {
                 return Ok(Some(self.pass(position, header, Some(fault), false)));
             }
         }
-        let found = self.ground().search(position, self.next).await?;
+        let found = self.ground().search(position, self.next, self.next).await?;
         let end = found.first.map_or(self.len, |(at, _)| at);
         // The search began behind the first byte, and ended where no header fits any more.
         let edges = [

@@ -469,6 +469,7 @@ async fn recover(
             base: here.base,
             end: End { size: reach, next: i64::MAX },
             epochs: Some(&epochs),
+            ended: Some(chain.gaps_below),
         };
         let mut scanned = scan(&here.bytes, ground, interval, &mut chain, &mut replay).await?;
         let next = rest.front().map(|next| next.base);

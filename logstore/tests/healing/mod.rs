@@ -435,6 +435,57 @@ fn in_a_directory_the_error_names_what_is_lost() {
     });
 }
 
+/// Batches of a mirror, each in a record of the log; the batch with some of them is damaged in every way.
+#[test]
+fn batches_that_a_user_planted_are_neither_served_nor_counted() {
+    let planted = |offset: i64| {
+        let mut bytes = batch(&[&value(9_000, 200)]).bytes().to_vec();
+        bytes[..8].copy_from_slice(&offset.to_be_bytes());
+        bytes[12..16].copy_from_slice(&[0; 4]);
+        bytes
+    };
+    let harms: [(u64, &[u8]); 5] =
+        [(0, &[0; 61]), (8, &[0, 0, 1, 200]), (8, &[0, 0, 90, 0]), (23, &[0, 0, 3, 3]), (75, b"rotten")];
+    for (ahead, (from, harm)) in [1, 2, 12, 60].into_iter().flat_map(|ahead| harms.map(|harm| (ahead, harm)))
+    {
+        let place = common::Place::directory();
+        place.run_and_close(async |store: Arc<Store>| {
+            let log = common::topic(&store, "t", &[]).await;
+            for number in 0..30 {
+                let values = (0..4).map(|at| planted(4 * number + at + ahead)).collect();
+                append_stable(&log, &common::Batch { values, ..batch(&[]) }).await;
+            }
+        });
+        let path = common::files(&place.partition_dir("t", 0), "log").remove(0);
+        let mut bytes = Bytes::from(std::fs::read(&path).unwrap());
+        let start: usize = (0..12)
+            .map(|_| {
+                let size = logstore::batch::Header::parse(&bytes).unwrap().size as usize;
+                drop(bytes.split_to(size));
+                size
+            })
+            .sum();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(harm, start as u64 + from).unwrap();
+        let what = format!("{ahead} ahead, byte {from}");
+        runtime().block_on(async {
+            let inspection =
+                logstore::inspect::Inspection::directory(&place.dir.path().join("data")).await.unwrap();
+            let options = logstore::inspect::verify::Options { now: None };
+            let view = &inspection.partitions[0];
+            let (counts, findings) =
+                logstore::inspect::verify::verify(view, options, &mut |_| ()).await.unwrap();
+            // One that keeps its frame is counted, and has no records.
+            assert_eq!(counts.records, 4 * 29, "{what}: {findings:?}");
+            assert!(counts.batches <= 30, "{what}");
+        });
+        place.run_and_close(async |store: Arc<Store>| {
+            let (found, lost) = consume(&first(&store, "t"), 3000).await;
+            assert_eq!((found.len(), lost), (29, vec![(48, 52)]), "{what}");
+        });
+    }
+}
+
 /// The marker of a transaction is lost, and whatever is derived from the log is gone: all else is read, and appended to.
 #[test]
 fn a_lost_marker_takes_nothing_else_with_it() {

@@ -17,13 +17,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A batch of one record, which nobody looks into.
 fn batch(text: &str) -> Bytes {
+    holding(text.repeat(100).as_bytes())
+}
+
+/// One with a batch in it that says it stands at this offset.
+fn planted(number: i64, offset: i64) -> Bytes {
+    let mut inner = BytesMut::from(&batch("<inside>")[..]);
+    inner[..8].copy_from_slice(&offset.to_be_bytes());
+    inner[12..16].copy_from_slice(&[0; 4]);
+    holding(&[text(number).as_bytes(), &inner, b"and more"].concat())
+}
+
+fn holding(payload: &[u8]) -> Bytes {
     let mut covered = BytesMut::new();
     covered.put_slice(&[0; 2 + 4]);
     covered.put_i64(1000);
     covered.put_i64(1000);
     covered.put_slice(&[0xff; 8 + 2 + 4]);
     covered.put_i32(1);
-    covered.put_slice(text.repeat(100).as_bytes());
+    covered.put_slice(payload);
     let mut bytes = BytesMut::new();
     bytes.put_i64(0);
     bytes.put_i32(4 + 1 + 4 + covered.len() as i32);
@@ -86,14 +98,20 @@ async fn read(log: &Partition) -> (Vec<i64>, Vec<(i64, i64)>) {
 
 const BATCHES: i64 = 40;
 
-/// A log of which the third segment is closed, and not closed for the catalog; a kill, and damage to one of its batches.
-fn damaged(path: &Path, damaged: impl FnOnce(i64, i64) -> i64) -> i64 {
+/// A log of which the third segment is closed, and not closed for the catalog; a kill, and damage to one of its batches: at
+/// this byte, these.
+fn damaged(
+    path: &Path,
+    content: impl Fn(i64) -> Bytes,
+    (from, harm): (i64, &[u8]),
+    damaged: impl FnOnce(i64, i64) -> i64,
+) -> i64 {
     let number = life(path, async |store: Arc<Store>| {
         let config = store.topic_defaults().with([("segment.bytes", "4000")]).unwrap();
         store.create_topic("t", 1, config).await.unwrap();
         let log = log(&store);
         for number in 0..BATCHES {
-            log.append(batch(&text(number)), Durability::Cached).await.unwrap();
+            log.append(content(number), Durability::Cached).await.unwrap();
         }
         store.quiet().await;
         let segment = log.segment_from(1).and_then(|second| log.segment_from(second.base + 1)).unwrap();
@@ -108,8 +126,8 @@ fn damaged(path: &Path, damaged: impl FnOnce(i64, i64) -> i64) -> i64 {
     });
     let bytes = std::fs::read(path).unwrap();
     let mark = text(number).into_bytes();
-    let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
-    File::options().write(true).open(path).unwrap().write_all_at(b"rotten", at as u64 + 100).unwrap();
+    let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap() - crate::batch::HEADER;
+    File::options().write(true).open(path).unwrap().write_all_at(harm, at as u64 + from as u64).unwrap();
     number
 }
 
@@ -121,7 +139,8 @@ fn all_but(number: i64) -> Vec<i64> {
 fn recovery_cuts_nothing_that_was_durable() {
     for first in [true, false] {
         let (_dir, path) = volume();
-        let number = damaged(&path, |base, end| if first { base } else { base + (end - base) / 2 });
+        let which = |base, end| if first { base } else { base + (end - base) / 2 };
+        let number = damaged(&path, |number| batch(&text(number)), (161, b"rotten"), which);
         for _ in 0..2 {
             life(&path, async |store: Arc<Store>| {
                 let (found, lost) = read(&log(&store)).await;
@@ -132,11 +151,28 @@ fn recovery_cuts_nothing_that_was_durable() {
     }
 }
 
+#[test]
+fn recovery_believes_no_batch_that_a_user_planted() {
+    let harms: [(i64, &[u8]); 4] = [(0, &[0; 61]), (8, &[0, 0, 9, 9]), (17, b"rot"), (300, b"rotten")];
+    for (offset, harm) in [1, 2, 20].into_iter().flat_map(|offset| harms.map(|harm| (offset, harm))) {
+        let (_dir, path) = volume();
+        let middle = |base, end| base + (end - base) / 2;
+        let number = damaged(&path, |number| planted(number, number + offset), harm, middle);
+        for _ in 0..2 {
+            life(&path, async |store: Arc<Store>| {
+                let found = read(&log(&store)).await;
+                assert_eq!(found, (all_but(number), vec![(number, number + 1)]), "{offset} {harm:?}");
+                store.quiet().await;
+            });
+        }
+    }
+}
+
 /// Where the segment ended nobody knows; what follows it is there.
 #[test]
 fn a_last_batch_that_rotted_costs_no_later_segment() {
     let (_dir, path) = volume();
-    let number = damaged(&path, |_, end| end - 1);
+    let number = damaged(&path, |number| batch(&text(number)), (161, b"rotten"), |_, end| end - 1);
     life(&path, async |store: Arc<Store>| {
         assert_eq!(read(&log(&store)).await.0, all_but(number));
         assert_eq!(store.healing().unreadable, 1);
