@@ -41,8 +41,8 @@ pub(super) struct Serve {
     /// The array's files or block devices, in any order. One that does not exist is done without, if that is safe.
     #[arg(required = true, value_name = "MEMBER")]
     members: Vec<PathBuf>,
-    /// Where to listen: unix:PATH or tcp:HOST:PORT. Besides, sockets that systemd passes. Default, without any of both:
-    /// UUID.nbd in the runtime directory.
+    /// Where to listen: unix:PATH or tcp:HOST:PORT (at all addresses of the host). Besides, sockets that systemd passes. Default,
+    /// without any of both: UUID.nbd in the runtime directory.
     #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Address>,
     /// Refuse every change; write nothing to the members.

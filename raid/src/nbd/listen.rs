@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //!
-//! - All addresses are taken, or none.
+//! - All addresses are taken, or none: of a name each that it has, but for those that this machine does not have.
 //! - A TCP address off loopback is refused where plain text may be spoken, unless the caller says in so many words that it
 //!   may leave the machine. That holds for sockets that were passed as well.
 
@@ -14,10 +14,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::task::{Context, Poll};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 /// Sockets that a service manager may pass.
 const MOST_PASSED: usize = 64;
+/// TCP connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Where to listen, as the command line writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,10 +79,13 @@ impl Listeners {
     pub async fn bind(addresses: &[Address], remote: bool) -> Result<Self> {
         let mut listeners = Vec::with_capacity(addresses.len());
         for address in addresses {
-            listeners.push(match address {
-                Address::Unix(path) => Listener::Unix(UnixListener::bind(path)?),
-                Address::Tcp(host_and_port) => Listener::Tcp(bind_tcp(address, host_and_port, remote).await?),
-            });
+            match address {
+                Address::Unix(path) => listeners.push(Listener::Unix(UnixListener::bind(path)?)),
+                Address::Tcp(host_and_port) => {
+                    let bound = bind_tcp(address, host_and_port, remote).await?;
+                    listeners.extend(bound.into_iter().map(Listener::Tcp));
+                }
+            }
         }
         Ok(Self(listeners))
     }
@@ -152,7 +157,8 @@ impl Listeners {
     }
 }
 
-async fn bind_tcp(address: &Address, host_and_port: &str, remote: bool) -> Result<TcpListener> {
+/// Listens on all addresses of a name.
+async fn bind_tcp(address: &Address, host_and_port: &str, remote: bool) -> Result<Vec<TcpListener>> {
     let failed = |error: &std::io::Error| match Errno::from_io_error(error) {
         Some(Errno::ADDRINUSE) => Error::AddressInUse { address: address.to_string() },
         Some(errno) => Error::Listen { address: address.to_string(), errno },
@@ -164,7 +170,48 @@ async fn bind_tcp(address: &Address, host_and_port: &str, remote: bool) -> Resul
     if !remote && !found.iter().all(|address| address.ip().is_loopback()) {
         return Err(Error::PlaintextRemote { address: address.to_string() });
     }
-    TcpListener::bind(&found[..]).await.map_err(|error| failed(&error))
+    bind_each(&found).map_err(|error| failed(&error))
+}
+
+/// Listens on each address, but for those that this machine does not have, if one is left. Where the port is 0, all have the
+/// one that the first is given.
+fn bind_each(addresses: &[SocketAddr]) -> std::io::Result<Vec<TcpListener>> {
+    let is_mixed = addresses.iter().any(SocketAddr::is_ipv4) && addresses.iter().any(SocketAddr::is_ipv6);
+    let (mut listeners, mut absent): (Vec<TcpListener>, _) = (Vec::new(), None);
+    for (number, address) in addresses.iter().enumerate() {
+        if addresses[..number].contains(address) {
+            continue;
+        }
+        let mut address = *address;
+        if let Some(first) = listeners.first().filter(|_| address.port() == 0) {
+            address.set_port(first.local_addr()?.port());
+        }
+        match bind_one(address, is_mixed) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+                    tracing::debug!("not listening on {address}: {error}");
+                    absent.get_or_insert(error);
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+    match absent {
+        Some(error) if listeners.is_empty() => Err(error),
+        _ => Ok(listeners),
+    }
+}
+
+/// `is_mixed`: another socket has the addresses of IPv4, and this one is not to take them.
+fn bind_one(address: SocketAddr, is_mixed: bool) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() && is_mixed {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Sockets that a service manager has opened for this process, as systemd does (`sd_listen_fds(3)`).
@@ -191,4 +238,61 @@ impl Passed {
 /// Refuses a socket that does not listen.
 fn listens(socket: &impl std::os::fd::AsFd) -> std::result::Result<(), Errno> {
     if sockopt::socket_acceptconn(socket)? { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn errno(outcome: std::io::Result<Vec<TcpListener>>) -> Option<Errno> {
+        Errno::from_io_error(&outcome.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn a_name_is_listened_on_at_each_of_its_addresses() {
+        let listeners = bind_each(&addresses(&["127.0.0.1:0", "127.0.0.1:0", "127.0.0.2:0"])).unwrap();
+        assert_eq!(listeners.len(), 2);
+        let port = listeners[0].local_addr().unwrap().port();
+        for host in ["127.0.0.1", "127.0.0.2"] {
+            TcpStream::connect((host, port)).await.unwrap();
+        }
+        let all = Listeners(listeners.into_iter().map(Listener::Tcp).collect());
+        let wanted = ["127.0.0.1", "127.0.0.2"].map(|host| format!("nbd://{host}:{port}"));
+        assert_eq!(all.uris(false), wanted);
+    }
+
+    #[tokio::test]
+    async fn both_families_share_a_port_also_where_all_addresses_are_meant() {
+        for (four, six) in [("127.0.0.1:0", "[::1]:0"), ("0.0.0.0:0", "[::]:0")] {
+            // A machine without IPv6 has the one.
+            let has_six = std::net::TcpListener::bind("[::1]:0").is_ok();
+            for order in [[four, six], [six, four]] {
+                let listeners = bind_each(&addresses(&order)).unwrap();
+                assert_eq!(listeners.len(), 1 + usize::from(has_six), "{order:?}");
+                let port = listeners[0].local_addr().unwrap().port();
+                TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                if has_six {
+                    TcpStream::connect(("::1", port)).await.unwrap();
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_here_is_passed_over_and_one_in_use_is_not() {
+        // Of a network that is there for examples.
+        let listeners = bind_each(&addresses(&["192.0.2.1:0", "127.0.0.1:0"])).unwrap();
+        assert_eq!(listeners.len(), 1);
+        assert_eq!(errno(bind_each(&addresses(&["192.0.2.1:0"]))), Some(Errno::ADDRNOTAVAIL));
+        let taken = listeners[0].local_addr().unwrap();
+        let free = SocketAddr::from(([127, 0, 0, 2], taken.port()));
+        assert_eq!(errno(bind_each(&[free, taken])), Some(Errno::ADDRINUSE));
+        // All or none.
+        assert_eq!(bind_each(&[free]).unwrap().len(), 1);
+    }
 }
