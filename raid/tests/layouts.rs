@@ -7,7 +7,6 @@
 use bytes::{Bytes, BytesMut};
 use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
-use raid::error::Error;
 use raid::geometry::{Chunk, Geometry, Layout, Slot};
 use raid::runtime::{Runtime, TokioRuntime};
 use raid::superblock::{SUPER_BYTES, SUPER_OFFSET, Superblock};
@@ -15,11 +14,8 @@ use raid::volume::{AssembleOptions, Volume};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 const CHUNK: u64 = 4 << 10;
-/// Many times what letting go takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Rows of a member: no multiple of any number of far copies used here.
 const ROWS: u64 = 61;
 
@@ -46,19 +42,6 @@ fn runtime() -> Arc<dyn Runtime> {
 
 fn open(path: &Path) -> Arc<dyn Device> {
     Arc::new(FileDevice::open(path, OpenMode::ReadWrite).unwrap())
-}
-
-/// Opens what a volume may still hold that was dropped: its background lets go of its members when it notices.
-async fn open_again(path: &Path) -> Arc<dyn Device> {
-    let begun = Instant::now();
-    loop {
-        match FileDevice::open(path, OpenMode::ReadWrite) {
-            Err(Error::InUse { .. }) if begun.elapsed() < PATIENCE => {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            opened => return Arc::new(opened.unwrap()),
-        }
-    }
 }
 
 struct Array {
@@ -88,10 +71,7 @@ impl Array {
 
     async fn try_start(&self, is_lost: impl Fn(usize) -> bool) -> raid::Result<Arc<Volume>> {
         let present = self.paths.iter().enumerate().filter(|(slot, _)| !is_lost(*slot));
-        let mut devices = Vec::new();
-        for (_, path) in present {
-            devices.push(open_again(path).await);
-        }
+        let devices = present.map(|(_, path)| open(path)).collect();
         Volume::assemble(devices, AssembleOptions::default(), runtime()).await
     }
 
@@ -156,6 +136,7 @@ async fn every_layout_keeps_its_copies_and_spares_what_it_promises() {
                 Ok(volume) => {
                     assert!(spared, "{shape}: started without {lost:#b}");
                     assert!(read(&volume).await == content, "{shape} without {lost:#b}");
+                    volume.stop().await.unwrap();
                 }
                 Err(refused) => assert!(!spared, "{shape} without {lost:#b}: {refused}"),
             }

@@ -8,11 +8,13 @@ use raid::create::{Bitmap, CreateOptions, create, make_image};
 use raid::device::{Device, Durability, FileDevice, OpenMode, ZeroMode, buffer};
 use raid::error::Error;
 use raid::geometry::Layout;
-use raid::runtime::{Runtime, TokioRuntime};
+use raid::runtime::{BoxFuture, Runtime, TokioRuntime};
 use raid::status::{MemberState, SyncAction, VolumeState};
 use raid::volume::{AssembleOptions, Volume};
+use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -29,7 +31,7 @@ fn open(path: &Path) -> Arc<dyn Device> {
     Arc::new(FileDevice::open(path, OpenMode::ReadWrite).unwrap())
 }
 
-/// Opens what a volume may still hold that was dropped: its background lets go of its members when it notices.
+/// Opens what a volume may still hold that was merely dropped: its background lets go of its members when it notices.
 async fn open_again(path: &Path) -> Arc<dyn Device> {
     let begun = Instant::now();
     loop {
@@ -81,11 +83,17 @@ impl Array {
 
     async fn try_start_without(&self, absent: &[usize]) -> raid::Result<Arc<Volume>> {
         let present = self.paths.iter().enumerate().filter(|(i, _)| !absent.contains(i));
+        let devices = present.rev().map(|(_, path)| open(path)).collect();
+        Volume::assemble(devices, AssembleOptions::default(), runtime()).await
+    }
+
+    /// After a volume that was not stopped.
+    async fn start_after_a_crash(&self) -> Arc<Volume> {
         let mut devices = Vec::new();
-        for (_, path) in present.rev() {
+        for path in &self.paths {
             devices.push(open_again(path).await);
         }
-        Volume::assemble(devices, AssembleOptions::default(), runtime()).await
+        Volume::assemble(devices, AssembleOptions::default(), runtime()).await.unwrap()
     }
 }
 
@@ -166,6 +174,7 @@ async fn a_returned_member_that_missed_writes_is_not_read() {
     assert_eq!(status.members[1].state, MemberState::Faulty, "{status:?}");
     assert!(status.members[1].path.ends_with("disk1"));
     assert_eq!(read(&volume, 0, 4 * CHUNK as usize).await, pattern(0, 4 * CHUNK as usize, 5));
+    volume.stop().await.unwrap();
     drop(volume);
     let Err(refused) = array.try_start_without(&[0]).await else { panic!("started without a current copy") };
     assert!(refused.to_string().contains("disk1"), "{refused}");
@@ -177,13 +186,83 @@ async fn after_a_crash_dirty_regions_are_made_equal_and_cleared() {
     let volume = array.start().await;
     volume.write(0, pattern(0, 1 << 20, 6), Durability::Cached).await.unwrap();
     drop(volume);
-    let volume = array.start().await;
+    let volume = array.start_after_a_crash().await;
     assert_eq!(read(&volume, 0, 1 << 20).await, pattern(0, 1 << 20, 6));
     while volume.status().sync.action != SyncAction::Idle {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     volume.stop().await.unwrap();
     assert_eq!(volume.status().bitmap.dirty, 0);
+}
+
+/// The machine, with tasks that are looked after every few milliseconds only.
+struct Sluggish(TokioRuntime);
+
+impl Runtime for Sluggish {
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        self.0.wall_clock()
+    }
+
+    fn fill_random(&self, out: &mut [u8]) {
+        self.0.fill_random(out);
+    }
+
+    fn spawn(&self, mut task: BoxFuture<'static, ()>) {
+        self.0.spawn(Box::pin(async move {
+            let mut is_done = false;
+            while !is_done {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                is_done = poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await;
+            }
+        }));
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(time)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_until_the_background_has_let_go_of_the_members() {
+    let array = Array::new(2).await;
+    // In the middle of a resync, of a scrub, and at rest.
+    for busy in ["resync", "scrub", "nothing"] {
+        let volume = array.start().await;
+        volume.write(0, pattern(0, 1 << 20, 6), Durability::Cached).await.unwrap();
+        if busy == "resync" {
+            drop(volume);
+        } else {
+            volume.stop().await.unwrap();
+            drop(volume);
+        }
+        let mut devices = Vec::new();
+        for path in &array.paths {
+            devices.push(open_again(path).await);
+        }
+        let sluggish = Arc::new(Sluggish(TokioRuntime::current()));
+        let volume = Volume::assemble(devices, AssembleOptions::default(), sluggish).await.unwrap();
+        let doing = match busy {
+            "resync" => SyncAction::Resync,
+            "scrub" => {
+                volume.scrub(false).await.unwrap();
+                SyncAction::Check
+            }
+            _ => SyncAction::Idle,
+        };
+        while volume.status().sync.action != doing {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        volume.stop().await.unwrap();
+        drop(volume);
+        for path in &array.paths {
+            let opened = FileDevice::open(path, OpenMode::ReadWrite);
+            assert!(opened.is_ok(), "{busy}: {:?}", opened.err());
+        }
+    }
 }
 
 /// On one thread: the walk has not begun when the start returns.
@@ -193,7 +272,7 @@ async fn who_waits_right_after_a_start_waits_for_the_resync() {
     let volume = array.start().await;
     volume.write(0, pattern(0, 1 << 20, 6), Durability::Cached).await.unwrap();
     drop(volume);
-    let volume = array.start().await;
+    let volume = array.start_after_a_crash().await;
     let sync = volume.status().sync;
     assert!(sync.action == SyncAction::Resync && sync.total >= 1 << 20, "{sync:?}");
     while volume.status().sync.action != SyncAction::Idle {
@@ -226,6 +305,7 @@ async fn an_array_is_not_made_over_data_or_started_twice() {
     let volume = array.start().await;
     let again = FileDevice::open(&array.paths[0], OpenMode::ReadWrite);
     assert!(again.unwrap_err().to_string().contains("in use"));
+    volume.stop().await.unwrap();
     drop(volume);
     let devices: Vec<_> = array.paths.iter().map(|path| open(path)).collect();
     let refused = create(&devices, &options("other"), runtime().as_ref()).await.unwrap_err();

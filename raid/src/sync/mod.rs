@@ -6,15 +6,18 @@
 //! - [`scrub`]: all of it, to find copies that differ though they should not. It runs when it is asked for.
 //!
 //! Each volume has two tasks in the background. One resyncs, and clears the bits of regions that have come to rest; the
-//! other gives vacant slots to spares and fills members. They end when the volume is stopped or dropped.
+//! other gives vacant slots to spares and fills members. They end when the volume is stopped or dropped; a stop waits
+//! until they have let go of its members (`presence`).
 
 mod pace;
+mod presence;
 mod progress;
 mod rebuild;
 mod resync;
 pub(crate) mod scrub;
 
 pub(crate) use pace::{Pace, Speed};
+pub(crate) use presence::{Presence, Present};
 pub(crate) use progress::Progress;
 pub(crate) use resync::{differing_runs, due, equalise};
 pub(crate) use scrub::Scrub;
@@ -33,12 +36,15 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Starts the volume's background tasks.
 pub(crate) fn spawn(inner: &Arc<Inner>) {
-    let runtime = &inner.runtime;
-    runtime.spawn(Box::pin(upkeep(Arc::downgrade(inner), Arc::clone(runtime), Arc::clone(&inner.wake))));
-    runtime.spawn(Box::pin(filling(Arc::downgrade(inner), Arc::clone(runtime), Arc::clone(&inner.vacancy))));
+    let (runtime, volume) = (&inner.runtime, || Arc::downgrade(inner));
+    let (wake, vacancy) = (Arc::clone(&inner.wake), Arc::clone(&inner.vacancy));
+    let present = || inner.background.enter();
+    runtime.spawn(Box::pin(upkeep(volume(), Arc::clone(runtime), wake, present())));
+    runtime.spawn(Box::pin(filling(volume(), Arc::clone(runtime), vacancy, present())));
 }
 
-async fn upkeep(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, wake: Arc<Notify>) {
+// Arguments go after all that was made of them: whoever waits for `Present` finds the volume let go of.
+async fn upkeep(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, wake: Arc<Notify>, _present: Present) {
     // Held no longer than needed: a volume that was dropped must not live on in its own background.
     while let Some(inner) = volume.upgrade() {
         if inner.held.load(Ordering::Acquire) {
@@ -69,7 +75,7 @@ async fn look(inner: &Arc<Inner>) -> Result<()> {
     inner.clear_idle_bits().await
 }
 
-async fn filling(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, vacancy: Arc<Notify>) {
+async fn filling(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, vacancy: Arc<Notify>, _present: Present) {
     while let Some(inner) = volume.upgrade() {
         if inner.held.load(Ordering::Acquire) {
             drop(inner);
@@ -93,11 +99,11 @@ async fn filling(volume: Weak<Inner>, runtime: Arc<dyn Runtime>, vacancy: Arc<No
 
 /// Fills one member, or gives one slot to a spare. Returns whether there may be more to do.
 async fn fill(inner: &Arc<Inner>) -> Result<bool> {
-    if inner.refuse_if_unwritable().is_err() {
-        return Ok(false);
-    }
     let promoted = {
         let _entered = inner.enter()?;
+        if inner.refuse_if_unwritable().is_err() {
+            return Ok(false);
+        }
         inner.promote_spare().await?
     };
     Ok(rebuild::next(inner).await? || promoted)

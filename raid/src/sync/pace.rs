@@ -70,7 +70,7 @@ impl Pace {
             let (least, most) = inner.speed.limits();
             let rested = inner.runtime.now().saturating_sub(done);
             let left = rest(bytes, worked, busy, least, most).saturating_sub(rested);
-            if left.is_zero() {
+            if left.is_zero() || inner.is_stopping() {
                 break;
             }
             inner.runtime.sleep(left.min(LONGEST)).await;

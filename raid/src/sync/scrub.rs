@@ -119,8 +119,11 @@ pub(crate) fn start(inner: &Arc<Inner>, repair: bool) -> Result<()> {
         }
         *state = State { is_running: true, ..State::default() };
     }
-    let running = Running(Arc::clone(inner));
-    inner.runtime.spawn(Box::pin(run(running, repair)));
+    let (running, present) = (Running(Arc::clone(inner)), inner.background.enter());
+    inner.runtime.spawn(Box::pin(async move {
+        run(running, repair).await;
+        drop(present);
+    }));
     Ok(())
 }
 

@@ -157,6 +157,7 @@ pub(super) async fn assemble(
         untouched,
         lost: AtomicBool::new(false),
         gate: Gate::default(),
+        background: Arc::default(),
         wake: Arc::new(Notify::new()),
         vacancy: Arc::new(Notify::new()),
     })

@@ -66,7 +66,7 @@ use crate::event::{Event, EventLog, Mismatch};
 use crate::member::Member;
 use crate::orders::{Added, MemberName, SpeedLimits};
 use crate::runtime::Runtime;
-use crate::sync::{Progress, Scrub, Speed, scrub};
+use crate::sync::{Presence, Progress, Scrub, Speed, scrub};
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use metadata::Meta;
@@ -84,7 +84,8 @@ use write::Change;
 pub(crate) const BLOCK: u64 = 4096;
 
 /// A RAID 10 array that has been assembled. It is a [`Device`]; dropping it without [`Volume::stop`] is like a
-/// crash: nothing acknowledged is lost, and dirty regions are made equal at the next start.
+/// crash: nothing acknowledged is lost, and dirty regions are made equal at the next start. Its background then ends by itself,
+/// and lets go of the members a moment later: until then they are in use for whoever opens them.
 pub struct Volume {
     inner: Arc<Inner>,
 }
@@ -138,6 +139,8 @@ pub(crate) struct Inner {
     /// A flush of a last copy failed.
     lost: AtomicBool,
     pub(crate) gate: Gate,
+    /// Who is at work in the background.
+    pub(crate) background: Arc<Presence>,
     /// Wakes the background task: there is something to resync, or the volume is being stopped.
     pub(crate) wake: Arc<Notify>,
     /// Wakes the task that fills members: a slot is vacant, a member has joined, or the volume is being stopped.
@@ -191,6 +194,11 @@ impl Inner {
         }
         state.1 += 1;
         Ok(Entered(Arc::clone(self)))
+    }
+
+    /// Whether it lets no more changes in.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.gate.state.lock().0
     }
 
     /// Who is in the array now.
@@ -434,6 +442,9 @@ impl Volume {
 
     /// Refuses new changes, waits for those in flight, flushes, and marks the array clean. Reads go on until the
     /// volume is dropped. An error means that it could not be marked clean: the next start resyncs.
+    ///
+    /// When it returns, its background has let go of the members: once the volume is dropped, with the pieces and
+    /// operations that came of it, they can be opened again. A member that hangs is waited for no longer than two seconds.
     pub async fn stop(&self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         run_to_end(&self.inner, async move { inner.stop().await }).await

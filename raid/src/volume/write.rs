@@ -22,13 +22,17 @@ use crate::event::Event;
 use crate::geometry::{MemberOffset, Span};
 use crate::member::Member;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::select;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Bytes that are zeroed or given back under one lock.
 const MOST_AT_ONCE: u64 = 64 << 20;
+/// How long a stop waits for what is at work in the background: many times what it takes.
+const LETTING_GO: Duration = Duration::from_secs(2);
 /// Blocks of one write that may turn out bad before its member counts as failed.
 const MOST_BAD: u64 = 16;
 
@@ -322,20 +326,25 @@ impl Inner {
         self.vacancy.notify_one();
         self.scrub.cancel();
         self.gate.drained().await;
-        if self.read_only {
-            return Ok(());
-        }
+        let outcome = if self.read_only { Ok(()) } else { self.mark_clean().await };
+        let let_go = pin!(self.let_go());
+        // Whichever comes first: a disk that hangs is waited for no longer.
+        drop(select(let_go, self.runtime.sleep(LETTING_GO)).await);
+        outcome
+    }
+
+    async fn mark_clean(&self) -> Result<()> {
         self.flush().await?;
-        self.mark_stopped().await?;
-        // Whoever opens the members next finds nobody in them, unless a disk hangs.
+        self.mark_stopped().await
+    }
+
+    /// Waits until nobody is at work in the members: whoever opens them next finds them free.
+    async fn let_go(&self) {
+        self.background.ended().await;
         let roster = self.roster();
-        for _ in 0..200 {
-            if !roster.written().any(|member| member.unread.is_busy()) {
-                break;
-            }
+        while roster.written().any(|member| member.unread.is_busy()) {
             self.runtime.sleep(Duration::from_millis(10)).await;
         }
-        Ok(())
     }
 }
 
