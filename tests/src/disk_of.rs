@@ -5,7 +5,7 @@
 //! What is assumed of a file system is what POSIX promises and no more: `fsync` and `fdatasync` of a file make its content
 //! and length durable, not its name; `fsync` of a directory makes the names in it durable. A sync covers what was done before
 //! it began, and counts when it has returned. What was done and not synced may be there after a cut or not: of a file its
-//! content as a whole, of a directory its names as a whole.
+//! content as a whole, of a directory its names as a whole, or each change of a name by itself (a rename is one).
 //!
 //! Not modelled: torn content, and more than one name of a file. `write` is taken for an append, which is how small files
 //! are written here.
@@ -36,6 +36,8 @@ pub enum Left {
     Nothing,
     /// For each file and each directory all or nothing, by dice with this seed.
     Some(u64),
+    /// For each file all or nothing, and of each directory some changes and not others.
+    Each(u64),
 }
 
 /// Syncs that a disk pretends to have done, so that a test can be shown to notice.
@@ -45,19 +47,57 @@ pub enum Lie {
     Files(&'static str),
     /// Those of directories.
     Directories,
+    /// Those of directories in which the last that was done was to rename a file with this in its name.
+    Renamed(&'static str),
+}
+
+/// A change of a directory's names that no sync has covered yet.
+#[derive(Debug, Clone)]
+enum Change {
+    Put(String, usize),
+    Remove(String),
+    Rename(String, String, usize),
+}
+
+impl Change {
+    fn carry_out(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            Self::Put(name, at) => drop(names.insert(name.clone(), *at)),
+            Self::Remove(name) => drop(names.remove(name)),
+            Self::Rename(from, to, at) => {
+                names.remove(from);
+                names.insert(to.clone(), *at);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 enum Node {
-    File { now: Vec<u8>, disk: Vec<u8> },
-    Directory { now: BTreeMap<String, usize>, disk: BTreeMap<String, usize> },
+    File {
+        now: Vec<u8>,
+        disk: Vec<u8>,
+    },
+    Directory {
+        now: BTreeMap<String, usize>,
+        disk: BTreeMap<String, usize>,
+        /// What makes the one of the other, each with its number.
+        since: Vec<(usize, Change)>,
+    },
+}
+
+impl Node {
+    fn directory() -> Self {
+        Self::Directory { now: BTreeMap::new(), disk: BTreeMap::new(), since: Vec::new() }
+    }
 }
 
 /// What a sync will have made durable when it returns.
 #[derive(Debug)]
 enum Covered {
     Content(Vec<u8>),
-    Names(BTreeMap<String, usize>),
+    /// All that was changed before this number.
+    Names(BTreeMap<String, usize>, usize),
 }
 
 /// A disk with a directory on it, as processes change it.
@@ -66,6 +106,8 @@ pub struct Disk {
     root: PathBuf,
     nodes: Vec<Node>,
     lie: Option<Lie>,
+    /// Changes of names so far.
+    changes: usize,
     /// By thread, a call that has begun, and what it covers if it is a sync.
     begun: HashMap<String, (String, Option<(usize, Covered)>)>,
 }
@@ -75,8 +117,10 @@ pub struct Disk {
 pub enum Step {
     /// A line on standard output.
     Said(String),
-    /// The files or the disk changed.
+    /// The files changed.
     Changed,
+    /// A sync has returned.
+    Synced,
     /// Nothing that matters.
     Nothing,
 }
@@ -85,8 +129,14 @@ impl Disk {
     /// One on which `root` is empty, durably.
     #[must_use]
     pub fn new(root: &Path, lie: Option<Lie>) -> Self {
-        let empty = Node::Directory { now: BTreeMap::new(), disk: BTreeMap::new() };
-        Self { root: root.to_owned(), nodes: vec![empty], lie, begun: HashMap::new() }
+        Self { root: root.to_owned(), nodes: vec![Node::directory()], lie, changes: 0, begun: HashMap::new() }
+    }
+
+    /// How many changes of names no sync has covered.
+    #[must_use]
+    pub fn open_names(&self) -> usize {
+        let open = |node: &Node| if let Node::Directory { since, .. } = node { since.len() } else { 0 };
+        self.nodes.iter().map(open).sum()
     }
 
     /// Follows one line of the record.
@@ -188,19 +238,29 @@ impl Disk {
         Some(at)
     }
 
-    fn names(&mut self, at: usize) -> &mut BTreeMap<String, usize> {
-        match &mut self.nodes[at] {
-            Node::Directory { now, .. } => now,
-            Node::File { .. } => panic!("a file was taken for a directory"),
-        }
+    /// Changes the names in a directory.
+    fn change_names(&mut self, at: usize, change: Change) -> Step {
+        let Node::Directory { now, since, .. } = &mut self.nodes[at] else {
+            panic!("a file was taken for a directory")
+        };
+        change.carry_out(now);
+        since.push((self.changes, change));
+        self.changes += 1;
+        Step::Changed
+    }
+
+    fn named(&self, dir: usize, name: &str) -> usize {
+        let Node::Directory { now, .. } = &self.nodes[dir] else {
+            panic!("a file was taken for a directory")
+        };
+        *now.get(name).unwrap_or_else(|| panic!("{name} was not there"))
     }
 
     fn put(&mut self, path: &Path, node: Node) -> Step {
         let Some((dir, name)) = self.parent(path) else { return Step::Nothing };
         let at = self.nodes.len();
         self.nodes.push(node);
-        self.names(dir).insert(name, at);
-        Step::Changed
+        self.change_names(dir, Change::Put(name, at))
     }
 
     fn open(&mut self, path: &Path, flags: &str) -> Step {
@@ -215,7 +275,7 @@ impl Disk {
     }
 
     fn make_directory(&mut self, path: &Path) -> Step {
-        self.put(path, Node::Directory { now: BTreeMap::new(), disk: BTreeMap::new() })
+        self.put(path, Node::directory())
     }
 
     fn change(&mut self, fd: &str, how: impl FnOnce(&mut Vec<u8>)) -> Step {
@@ -229,15 +289,18 @@ impl Disk {
         let (Some((old, from)), Some((new, to))) = (self.parent(from), self.parent(to)) else {
             return Step::Nothing;
         };
-        let at = self.names(old).remove(&from).expect("what was renamed was there");
-        self.names(new).insert(to, at);
-        Step::Changed
+        let at = self.named(old, &from);
+        if old == new {
+            return self.change_names(new, Change::Rename(from, to, at));
+        }
+        self.change_names(old, Change::Remove(from));
+        self.change_names(new, Change::Put(to, at))
     }
 
     fn remove(&mut self, path: &Path) -> Step {
         let Some((dir, name)) = self.parent(path) else { return Step::Nothing };
-        self.names(dir).remove(&name).expect("what was removed was there");
-        Step::Changed
+        self.named(dir, &name);
+        self.change_names(dir, Change::Remove(name))
     }
 
     /// What a sync that begins now will have made durable.
@@ -254,7 +317,13 @@ impl Disk {
                 Covered::Content(now.clone())
             }
             Node::Directory { .. } if self.lie == Some(Lie::Directories) => return None,
-            Node::Directory { now, .. } => Covered::Names(now.clone()),
+            Node::Directory { since, .. }
+                if matches!((self.lie, since.last()), (Some(Lie::Renamed(part)), Some((_, Change::Rename(from, ..))))
+                    if from.contains(part)) =>
+            {
+                return None;
+            }
+            Node::Directory { now, .. } => Covered::Names(now.clone(), self.changes),
         };
         Some((at, covered))
     }
@@ -263,10 +332,13 @@ impl Disk {
         let Some((at, covered)) = covered else { return Step::Nothing };
         match (&mut self.nodes[at], covered) {
             (Node::File { disk, .. }, Covered::Content(content)) => *disk = content,
-            (Node::Directory { disk, .. }, Covered::Names(names)) => *disk = names,
+            (Node::Directory { disk, since, .. }, Covered::Names(names, before)) => {
+                *disk = names;
+                since.retain(|(number, _)| *number >= before);
+            }
             _ => panic!("a number stands for one node"),
         }
-        Step::Changed
+        Step::Synced
     }
 
     /// Writes what the disk holds, if the power is cut now, to an empty directory.
@@ -291,26 +363,37 @@ impl Disk {
     fn write(&self, at: usize, to: &Path, left: Left) {
         let is_kept = match left {
             Left::Nothing => false,
-            // Splitmix64: neighbours must not get like answers.
-            Left::Some(seed) => {
-                let mut mixed = seed.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                (mixed ^ (mixed >> 31)) & 1 == 1
-            }
+            Left::Some(seed) | Left::Each(seed) => is_heads(seed, at),
         };
         match &self.nodes[at] {
             Node::File { now, disk } => {
                 std::fs::write(to, if is_kept { now } else { disk }).expect("the sandbox can be written");
             }
-            Node::Directory { now, disk } => {
+            Node::Directory { now, disk, since } => {
+                let mut names = disk.clone();
+                match left {
+                    Left::Each(seed) => {
+                        let kept = since.iter().filter(|(number, _)| is_heads(!seed, *number));
+                        kept.for_each(|(_, change)| change.carry_out(&mut names));
+                    }
+                    _ if is_kept => names.clone_from(now),
+                    _ => {}
+                }
                 std::fs::create_dir_all(to).expect("the sandbox can be written");
-                for (name, at) in if is_kept { now } else { disk } {
+                for (name, at) in &names {
                     self.write(*at, &to.join(name), left);
                 }
             }
         }
     }
+}
+
+/// A toss for a number. Splitmix64: neighbours must not get like answers.
+fn is_heads(seed: u64, number: usize) -> bool {
+    let mut mixed = seed.wrapping_add((number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)) & 1 == 1
 }
 
 /// The arguments of a call. Commas in strings are none here: every byte of them is written in hexadecimal.

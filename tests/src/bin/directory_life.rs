@@ -109,6 +109,7 @@ async fn act(store: &Store, action: &str) {
         }
         ["compact"] => {
             store.quiet().await;
+            say("compacting");
             assert_eq!(store.compact().await.unwrap(), 1);
             say("compacted");
         }
