@@ -1,6 +1,6 @@
 //! `raid10 attach` by the kernel's own NBD driver, in a virtual machine in which the servers run, too: a disk, a mount, all
 //! of it undone, and refusals; a mounted file system that lives through the death of its server, and through its end; a
-//! server that stands still for longer than the driver waits, and members that do; disks that were given up, or waited in
+//! members that fail under one and are replaced; a server that stands still for longer than the driver waits, and members that do; disks that were given up, or waited in
 //! vain, or could not write all; a driver that is long in answering. One boot for all of it, of some 120 s: for 45 of them
 //! the driver waits until a request that was under way when its server died is old enough to be asked again.
 
@@ -65,6 +65,7 @@ fn a_mounted_disk_lives_through_the_death_of_its_server() {
         ),
         ("server", "/dev/nbd0 on /mnt, waiting: `raid10 attach vol` connects it with its new server"),
         ("again", "/dev/nbd0 on /mnt"),
+        ("churned", "all"),
         ("stopped", "ok"),
         ("thawed", "ok"),
         ("written", "all"),
@@ -80,6 +81,8 @@ fn a_mounted_disk_lives_through_the_death_of_its_server() {
         assert_eq!(told.get(key), Some(&expected), "{key}: {output}");
     }
     let number = |text: &str| text.parse::<u32>().expect("a number");
+    let (right, written) = told["hurt"].split_once(" of ").expect("two numbers");
+    assert!(number(right) >= 20 && right == written, "{output}");
     assert!(number(told["mended"]) >= 1, "a connection was given up and made anew: {output}");
     let (right, written) = told["files"].split_once(" of ").expect("two numbers");
     assert!(number(right) >= 20 && number(right) == number(written), "{output}");

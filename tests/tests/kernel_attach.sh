@@ -69,6 +69,61 @@ truncate -s 40M /tmp/a.img /tmp/b.img
 raid10 grow small
 echo RESULT grown $(raid10 status small --json | sed -n 's/^  "size": \([0-9]*\),$/\1/p') $(blockdev --getsize64 /dev/nbd1) $(queue 1 discard_max_bytes)
 
+echo "== members fail under a mounted file system, and are replaced"
+for n in 0 1 2 3; do truncate -s 24M /tmp/m$n.img; done
+raid10 create /tmp/m0.img /tmp/m1.img --name hurt
+members="/tmp/m0.img /tmp/m1.img" serve
+hurt=$server
+raid10 attach hurt --device /dev/nbd3
+/tools/mke2fs -q -t ext4 -F /dev/nbd3
+mkdir /hurt
+mount -t ext4 /dev/nbd3 /hurt
+: >/tmp/hurt.log
+churn() {
+    i=0
+    while [ ! -e /tmp/enough ]; do
+        i=$((i + 1))
+        dd if=/dev/urandom of=/hurt/f$((i % 24)) bs=64k count=4 conv=fsync 2>/tmp/hurt.dd || { cat /tmp/hurt.dd >>/tmp/hurt.errors; break; }
+        echo $i >>/tmp/hurt.log
+    done
+}
+churn &
+churn=$!
+more() { goal=$(($(wc -l </tmp/hurt.log) + $1)); n=0; until [ $(wc -l </tmp/hurt.log) -ge $goal ]; do n=$((n + 1)); [ $n -lt 600 ] || exit 1; sleep 0.1; done; }
+more 5
+# One is declared failed, the other one shrinks to nothing under its server.
+raid10 fail hurt /tmp/m0.img
+more 5
+raid10 remove hurt /tmp/m0.img
+raid10 add hurt /tmp/m2.img
+raid10 wait hurt
+more 5
+truncate -s 0 /tmp/m1.img
+n=0; until raid10 status hurt | grep -q degraded; do n=$((n + 1)); [ $n -lt 600 ] || exit 1; sleep 0.1; done
+more 5
+raid10 remove hurt /tmp/m1.img
+raid10 add hurt /tmp/m3.img
+raid10 wait hurt
+more 5
+touch /tmp/enough
+wait $churn
+rm /tmp/enough
+echo RESULT churned $(cat /tmp/hurt.errors 2>/dev/null || echo all)
+( cd /hurt && sha256sum f* >/tmp/hurt.sums )
+umount /hurt
+# What is read now was all rebuilt, and comes from the last member.
+raid10 fail hurt /tmp/m2.img
+blockdev --flushbufs /dev/nbd3
+/tools/e2fsck -f -n /dev/nbd3
+mount -t ext4 -o ro /dev/nbd3 /hurt
+( cd /hurt && sha256sum -c /tmp/hurt.sums >/tmp/hurt.checked )
+echo RESULT hurt $(grep -c OK /tmp/hurt.checked) of $(wc -l </tmp/hurt.sums)
+umount /hurt
+raid10 detach hurt
+raid10 stop hurt
+wait $hurt
+rm /tmp/m?.img
+
 echo "== a server dies under a mounted file system"
 raid10 attach vol --mount /mnt
 writer() {
