@@ -1,14 +1,16 @@
 //! The write path.
 //!
 //! Cost of an append to a warm partition, for however many batches it carries: one CRC-32C pass and no copy if the
-//! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); one async lock
+//! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); three async locks
 //! without contention; one task, which owns the write, so that a caller that goes away cannot leave two writes racing
-//! for one place; one device write. Some ten short locks: `progress` three or four times; `record`, the index, the end, and
+//! for one place; one device write. Some fifteen short locks: `progress` three or four times; `record`, the index, the end, and
 //! what counts as checked once; the count of tasks and the watch channel. As many shared looks, at health, configuration, the
 //! end and the map of extents. Allocations: the task with its channel, the header list, the boxed futures of reserve and
-//! write, the list of places, and what the device's write takes. System calls, counted with `strace` on a volume on a disk:
-//! for each leg a `pwrite` and a look at the length of its file, on a thread that may block; in a directory a `pwrite`.
-//! Checks are made before the lock is taken, so that producers to one partition check in parallel.
+//! write, the list of places, the list of what is in flight and a channel to the next one (`turn`), and what the device's
+//! write takes. System calls, counted with `strace` on a volume on a disk: for each leg a `pwrite` and a look at the length
+//! of its file, on a thread that may block; in a directory a `pwrite`.
+//! Checks are made before the lock is taken, so that producers to one partition check in parallel. What comes while
+//! another one is being written shares its way to the device, for a copy (`turn`).
 //!
 //! A segment is closed when it is full, or when what is appended is younger than its first batch by `segment.ms` (on compacted
 //! topics, by `max.compaction.lag.ms` if that is shorter), as in Kafka. Kafka closes none to which nobody appends; here
@@ -18,6 +20,7 @@
 //! error before the end moved leaves the log as it was; bytes that were written by then lie behind the end, and are
 //! cut off before anything is written there again, so they can never be taken for the tail of something else.
 
+use super::turn::{Flight, InFlight, Tail, Turn};
 use super::{Appended, Appender, Partition, transactions};
 use crate::batch::{self, BatchFault, Header, Marker, Origin};
 use crate::catalog::Change;
@@ -40,6 +43,19 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 /// What records may decompress to where they are looked into, in multiples of `max.message.bytes`: several times what text
 /// in columns compresses to.
 const INFLATION: usize = 32;
+
+/// Bytes that a batch takes of an index at most.
+const ENTRY: u64 = 12;
+
+/// Where a batch goes that is a plain case.
+struct Place {
+    flight: Flight,
+    segment: Arc<Segment>,
+    at: Tail,
+    header: Header,
+    config: Arc<TopicConfig>,
+    log_append_time: Option<i64>,
+}
 
 /// The segment being appended to.
 #[derive(Debug)]
@@ -96,12 +112,12 @@ impl Partition {
 
     /// Does the job once it is its turn, whether or not the caller still waits then.
     pub(super) async fn run(self: &Arc<Self>, job: Job, durability: Durability) -> Result<Appended> {
-        let appender = Arc::clone(&self.appender).lock_owned().await;
+        let turn = self.turn().await;
         let (done, outcome) = oneshot::channel();
         let partition = Arc::clone(self);
         self.context.tasks.spawn(Box::pin(async move {
             // Whoever asked may be gone; the append stands all the same.
-            drop(done.send(partition.append_checked(appender, job, durability).await));
+            drop(done.send(partition.append_in_turn(turn, job, durability).await));
         }));
         outcome.await.unwrap_or(Err(Error::Interrupted))
     }
@@ -164,10 +180,90 @@ impl Partition {
         Err(Error::InvalidTimestamp { topic, partition, timestamp, earliest, latest })
     }
 
-    /// The critical section; the guard is the right to append.
-    async fn append_checked(
+    /// The plain case beside what is in flight, all else alone.
+    async fn append_in_turn(
         self: &Arc<Self>,
-        mut appender: OwnedMutexGuard<Appender>,
+        turn: OwnedMutexGuard<()>,
+        mut job: Job,
+        durability: Durability,
+    ) -> Result<Appended> {
+        if let Job::Batches { headers, bytes, origin } = &mut job
+            && let Some(place) = self.take_off(headers, bytes, *origin).await?
+        {
+            drop(turn);
+            return self.land(place, durability).await;
+        }
+        let turn = self.alone(turn).await;
+        self.append_alone(turn, job, durability).await
+    }
+
+    /// Gives these batches their place, and takes their bytes, if they are a plain case: one batch without a transaction that
+    /// comes next, in a segment that need not be closed first. The caller has its turn.
+    async fn take_off(
+        self: &Arc<Self>,
+        headers: &[Header],
+        bytes: &mut Bytes,
+        origin: Origin,
+    ) -> Result<Option<Place>> {
+        let [header] = headers else { return Ok(None) };
+        if header.is_transactional() || self.context.check().and_then(|()| self.check_exists()).is_err() {
+            return Ok(None);
+        }
+        let (config, len) = (self.config(), u64::from(header.size));
+        let (segment, at, placed) = {
+            let appender = self.appender.lock().await;
+            let Some(active) = appender.active.as_ref().filter(|_| appender.ready && !appender.torn) else {
+                return Ok(None);
+            };
+            let Some((mut judged, tail)) = self.in_flight.tail() else { return Ok(None) };
+            let End { size, next } = active.segment.end();
+            let at = tail.unwrap_or(Tail { size, next });
+            let waiting = judged.len();
+            judged.push(*header);
+            let comes_next = matches!(appender.producers.judge(&judged, origin), Ok(Verdict::Next));
+            let placed = Header { base_offset: at.next, ..*header };
+            if !comes_next || size == 0 || must_roll(active, at.size, waiting, &placed, len, &config) {
+                return Ok(None);
+            }
+            (Arc::clone(&active.segment), at, placed)
+        };
+        segment.bytes.reserve(at.size + len, config.segment_bytes as u64).await?;
+        let mut headers = [placed];
+        let (data, log_append_time) = self.stamped(std::mem::take(bytes), &mut headers, at.next, &config);
+        let [header] = headers;
+        match InFlight::take_off(self, &header, at, data) {
+            Ok(flight) => Ok(Some(Place { flight, segment, at, header, config, log_append_time })),
+            Err(data) => {
+                *bytes = data;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Has a batch written that has its place, and moves the end behind it once all before it has landed.
+    async fn land(self: &Arc<Self>, place: Place, durability: Durability) -> Result<Appended> {
+        let Place { mut flight, segment, at, header, config, log_append_time } = place;
+        if self.in_flight.is_wanted() {
+            // The next one takes its turn while this one is written, where that takes the thread's own time.
+            step_aside().await;
+        }
+        flight.write(&segment).await?;
+        let end = header.next_offset();
+        let durability = {
+            let mut appender = self.appender.lock().await;
+            self.settle(&mut appender, &segment, at.size, &[header], None, &config);
+            let first_open = appender.producers.first_open();
+            let durability = self.appended(end, durability, &config, first_open, None);
+            flight.landed();
+            durability
+        };
+        Ok(self.answer(at.next, end - 1, log_append_time, durability))
+    }
+
+    /// The critical section of all else.
+    async fn append_alone(
+        self: &Arc<Self>,
+        mut appender: Turn,
         job: Job,
         durability: Durability,
     ) -> Result<Appended> {
@@ -201,9 +297,8 @@ impl Partition {
         if headers.iter().any(Header::is_transactional) {
             self.note_transactions(base_offset).await;
         }
-        let mut data = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        let log_append_time = self.stamp(&mut headers, &mut data, base_offset, &config);
-        let ended = self.write(appender, &headers, marker, data.freeze(), &config).await?;
+        let (data, log_append_time) = self.stamped(bytes, &mut headers, base_offset, &config);
+        let ended = self.write(appender, &headers, marker, data, &config).await?;
         // `check_batches` leaves no empty list.
         let end = headers.last().map_or(base_offset, Header::next_offset);
         let durability = self.appended(end, durability, &config, appender.producers.first_open(), ended);
@@ -254,6 +349,19 @@ impl Partition {
                 Error::FencedCoordinator { topic, partition, producer_id, found, current }
             }
         }
+    }
+
+    /// The batches as they are written, and the broker's time if they bear it.
+    fn stamped(
+        &self,
+        bytes: Bytes,
+        headers: &mut [Header],
+        base_offset: i64,
+        config: &TopicConfig,
+    ) -> (Bytes, Option<i64>) {
+        let mut data = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        let log_append_time = self.stamp(headers, &mut data, base_offset, config);
+        (data.freeze(), log_append_time)
     }
 
     /// Gives the batches their offsets and epoch, in `headers` and in `data`, and the broker's time if configured.
@@ -309,11 +417,30 @@ impl Partition {
             // Set again if this fails or is cut short.
             appender.torn = true;
             segment.bytes.cut(size).await?;
+            // Whole batches may lie there. Were what is written now durable and the cut not, they might follow it.
+            if let Err(cause) = self.context.home.flush().await {
+                self.context.health.fail(&cause);
+                return Err(cause);
+            }
         }
-        let written = data.len() as u64;
         appender.torn = true;
         segment.bytes.write(size, data).await?;
         appender.torn = false;
+        Ok(self.settle(appender, &segment, size, headers, marker, config))
+    }
+
+    /// Batches are written at `size`, the end of the active segment: takes note of them, and moves its end behind them.
+    fn settle(
+        &self,
+        appender: &mut Appender,
+        segment: &Arc<Segment>,
+        size: u64,
+        headers: &[Header],
+        marker: Option<Marker>,
+        config: &TopicConfig,
+    ) -> Option<Ended> {
+        let (first, last) = (headers.first()?, headers.last()?);
+        let written: u64 = headers.iter().map(|header| u64::from(header.size)).sum();
         let interval = config.index_interval_bytes as u64;
         segment.with_open_index(|index| {
             let mut position = size;
@@ -338,7 +465,7 @@ impl Partition {
         segment.set_written(now);
         segment.set_end(End { size: size + written, next: last.next_offset() });
         segment.appended(size..size + written);
-        Ok(ended)
+        ended
     }
 
     /// The segment that takes the batches: the active one, or a new one after a roll, and whether it is new.
@@ -351,7 +478,7 @@ impl Partition {
         config: &TopicConfig,
     ) -> Result<(Arc<Segment>, bool)> {
         if let Some(active) = &appender.active {
-            if !must_roll(active, last, len, config) {
+            if !must_roll(active, active.segment.end().size, 0, last, len, config) {
                 return Ok((Arc::clone(&active.segment), false));
             }
             self.cut_torn(appender).await?;
@@ -386,7 +513,7 @@ impl Partition {
             return Ok(());
         }
         // Whoever appends at this moment keeps it from being looked at until the next time.
-        let Ok(mut appender) = Arc::clone(&self.appender).try_lock_owned() else { return Ok(()) };
+        let Some(mut appender) = self.try_turn_alone() else { return Ok(()) };
         let since = if appender.ready {
             appender.active.as_ref().and_then(|active| active.since)
         } else {
@@ -509,16 +636,24 @@ async fn check_keys(header: &Header, batch: &[u8], max: u64) -> std::result::Res
     }
 }
 
-fn must_roll(active: &Active, last: &Header, len: u64, config: &TopicConfig) -> bool {
+/// Whether the active segment ends before `len` bytes up to the batch `last`, at `size`, where `waiting` batches in flight
+/// are still to come into its index.
+fn must_roll(
+    active: &Active,
+    size: u64,
+    waiting: usize,
+    last: &Header,
+    len: u64,
+    config: &TopicConfig,
+) -> bool {
     let Active { segment, opened, .. } = active;
-    let End { size, .. } = segment.end();
     if size == 0 {
         return false;
     }
     let limit = config.segment_bytes as u64;
     let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.open_ms());
-    let index_full =
-        segment.with_open_index(|index| index.is_full(config.segment_index_bytes as u64)).unwrap_or_default();
+    let entries = (config.segment_index_bytes as u64).saturating_sub(waiting as u64 * ENTRY);
+    let index_full = segment.with_open_index(|index| index.is_full(entries)).unwrap_or_default();
     let full = index_full || segment.aborted.is_full();
     size + len > limit || too_old || full || last.last_offset() - segment.base > i64::from(i32::MAX)
 }

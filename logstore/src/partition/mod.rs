@@ -1,7 +1,7 @@
 //! A partition: one log, appended to by one at a time, read by many.
 //!
 //! - this file: what a partition is made of, its offsets, and who may see what when;
-//! - `append`: the write path; `read`: the read path; `transactions`: markers, what was aborted, who produces; `upkeep`:
+//! - `append`: the write path, `turn`: the appends that are being written; `read`: the read path; `transactions`: markers, what was aborted, who produces; `upkeep`:
 //!   sealing, retention, a stop in order; `recovery`: how a partition is opened.
 //!
 //! **Visibility.** A record appended with `Cached` is visible at once, unless an earlier `Stable` one is still
@@ -9,7 +9,8 @@
 //! consumer saw under acks=all survives a power cut. The high watermark never goes back. The last stable offset follows
 //! it, but for transactions: it stays before the oldest one that is open, or whose marker is not visible yet.
 //!
-//! **Locks**, in this order: `appender` (async; the single appender), `maintenance` (async; whoever changes the
+//! **Locks**, in this order: `turn` (async; whose turn it is to append, see [`turn`]), `appender` (async; what appends share,
+//! short while others are in flight), `maintenance` (async; whoever changes the
 //! partition's record), then the short ones: `log`, `record`, `progress`. None of the short ones is held over an await.
 //!
 //! **Memory.** An idle partition is this struct, its watch channel, and a segment without an index: under 2 KiB. It has
@@ -20,6 +21,7 @@ pub(crate) mod compact;
 mod read;
 pub(crate) mod recovery;
 mod transactions;
+mod turn;
 mod upkeep;
 
 pub use read::Slice;
@@ -148,7 +150,7 @@ impl Progress {
     }
 }
 
-/// What only the single appender touches.
+/// What only those who append touch.
 #[derive(Debug, Default)]
 struct Appender {
     /// What appending needs is in memory, and the record says that the log is in use.
@@ -180,6 +182,8 @@ pub struct Partition {
     record: Mutex<PartitionRecord>,
     progress: Mutex<Progress>,
     visible: watch::Sender<Visible>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    in_flight: turn::InFlight,
     appender: Arc<tokio::sync::Mutex<Appender>>,
     maintenance: tokio::sync::Mutex<()>,
     /// Rolled segments that are not sealed yet, oldest first, with the producers at their end.

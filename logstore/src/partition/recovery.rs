@@ -25,6 +25,7 @@
 //! not. It is noted as lost, as it would be in a segment that is not scanned.
 
 use super::transactions::Replay;
+use super::turn::InFlight;
 use super::{Appender, Log, Partition, Progress, Visible, Withheld, append::Active};
 use crate::batch::{self, BatchFault, Header};
 use crate::catalog::records::PartitionRecord;
@@ -606,6 +607,8 @@ fn assemble(
         record: Mutex::new(record),
         progress: Mutex::new(progress),
         visible: watch::Sender::new(visible),
+        turn: Arc::default(),
+        in_flight: InFlight::default(),
         appender: Arc::new(tokio::sync::Mutex::new(appender)),
         maintenance: tokio::sync::Mutex::new(()),
         sealing: Mutex::new(VecDeque::new()),

@@ -94,7 +94,7 @@ impl Partition {
             return Ok(());
         }
         let all = count == self.log.read().segments.len();
-        let mut appender = if all { Some(Arc::clone(&self.appender).lock_owned().await) } else { None };
+        let mut appender = if all { Some(self.turn_alone().await) } else { None };
         let partition = Arc::clone(self);
         let delete = async move { partition.delete_expired(appender.as_deref_mut()).await };
         self.context.tasks.finish(delete).await
@@ -145,7 +145,7 @@ impl Partition {
     pub async fn delete_records_before(self: &Arc<Self>, before: i64) -> Result<i64> {
         self.context.check()?;
         // Only the appender may end the active segment, and its lock comes first.
-        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let mut appender = self.turn_alone().await;
         let partition = Arc::clone(self);
         let delete = async move { partition.delete_before(before, &mut appender).await };
         self.context.tasks.finish(delete).await
@@ -306,7 +306,7 @@ impl Partition {
     /// Ends a log in order: what was appended since the store was opened is sealed, and the record says that nothing
     /// need be checked. No task of the store runs any more.
     pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
-        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let mut appender = self.turn_alone().await;
         let _only = self.maintenance.lock().await;
         if self.record.lock().clean.is_some() || self.withheld.is_some() {
             return Ok(());
@@ -340,7 +340,7 @@ impl Partition {
 
     /// Ends all appends and adds the partition's removal to a change; returns what holds its space.
     pub(crate) async fn forget(self: &Arc<Self>, change: &mut Change) -> Result<Vec<Arc<dyn SegmentBytes>>> {
-        let mut appender = Arc::clone(&self.appender).lock_owned().await;
+        let mut appender = self.turn_alone().await;
         let _only = self.maintenance.lock().await;
         self.mark_deleted();
         appender.active = None;

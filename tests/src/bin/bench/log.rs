@@ -6,10 +6,12 @@
 
 use crate::measure::{Bench, Measured, ROUNDS, compare};
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use logstore::{Home, Partition, Store, StoreOptions, Topic, TopicConfig};
 use raid::device::Durability;
 use raid::runtime::{Runtime, TokioRuntime};
 use std::fs::File;
+use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -20,6 +22,9 @@ pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 /// Bytes of a batch of records of 1 KiB.
 const BATCH: usize = 64 << 10;
+
+/// Batches that a Kafka producer sends before it waits for an answer, unless told otherwise.
+const IN_FLIGHT: usize = 5;
 
 /// What there is to measure, by name.
 pub fn benches() -> Vec<Bench> {
@@ -124,26 +129,39 @@ pub async fn topic(store: &Store, name: &str, partitions: u32) -> Arc<Topic> {
     store.create_topic(name, partitions, TopicConfig::kafka_defaults()).await.expect("a topic is made")
 }
 
-/// What there is to append to, by name: a place, and how many producers write there.
+/// What there is to append to, by name: a place, how many producers write there, and how many batches each has in flight.
 fn appends() -> impl Iterator<Item = Bench> {
     let places = [("disk", false), ("tmpfs", true)];
-    let cases = places.into_iter().flat_map(|place| [1, 4].map(|producers| (place, producers)));
-    cases.map(|((place, in_memory), producers)| -> Bench {
-        (format!("append-{place}-{producers}"), Box::new(move || append(place, in_memory, producers)))
+    let ways = [(1, 1), (1, IN_FLIGHT), (4, 1)];
+    let cases = places.into_iter().flat_map(move |place| ways.map(|way| (place, way)));
+    cases.map(|((place, in_memory), (producers, in_flight))| -> Bench {
+        let many = if in_flight > 1 { format!("-x{in_flight}") } else { String::new() };
+        let bench = move || append(place, in_memory, producers, in_flight);
+        (format!("append-{place}-{producers}{many}"), Box::new(bench))
     })
 }
 
 /// Records of 1 KiB in batches of 64 KiB, cached, and one flush at the end; against two `dd`, each of which writes as
 /// many bytes to a file and syncs it. Both write new files, on both sides each byte goes to two legs.
-fn append(place: &str, in_memory: bool, producers: u64) {
+fn append(place: &str, in_memory: bool, producers: u64, in_flight: usize) {
     const BYTES: u64 = GIB;
+    let waits = if in_flight == 1 {
+        "waits for each answer".to_owned()
+    } else {
+        format!("has {in_flight} batches in flight")
+    };
     let title = format!(
-        "append on {place}: {} MiB to two legs, batches of 64 KiB, then a flush; {producers} partitions, a producer each",
+        "append on {place}: {} MiB to two legs, batches of 64 KiB, then a flush; {producers} partitions, a producer \
+         each, which {waits}",
         BYTES / MIB
     );
     compare(&title, "MiB/s", ["two dd, fdatasync", "log store, near-2"], "(at least 0.8)", |variant, _| {
         let sandbox = if in_memory { Sandbox::in_memory() } else { Sandbox::new() };
-        let took = if variant == 0 { dd(&sandbox, BYTES) } else { append_once(&sandbox, BYTES, producers) };
+        let took = if variant == 0 {
+            dd(&sandbox, BYTES)
+        } else {
+            append_once(&sandbox, BYTES, producers, in_flight)
+        };
         Measured { figure: BYTES as f64 / MIB as f64 / took.as_secs_f64(), cpu: None }
     });
 }
@@ -163,7 +181,7 @@ fn dd(sandbox: &Sandbox, bytes: u64) -> Duration {
     begun.elapsed()
 }
 
-fn append_once(sandbox: &Sandbox, bytes: u64, producers: u64) -> Duration {
+fn append_once(sandbox: &Sandbox, bytes: u64, producers: u64, in_flight: usize) -> Duration {
     on_runtime(async {
         let store = open(sandbox.path(), Some(bytes)).await;
         let topic = topic(&store, "t", producers as u32).await;
@@ -173,11 +191,9 @@ fn append_once(sandbox: &Sandbox, bytes: u64, producers: u64) -> Duration {
             let (partition, batch) = (Arc::clone(partition), batch.clone());
             tokio::spawn(async move {
                 let count = bytes / producers / batch.len() as u64;
-                for n in 1..=count {
-                    let last = n == count;
-                    send(&partition, &batch, if last { Durability::Stable } else { Durability::Cached })
-                        .await;
-                }
+                let sends = (1..count).map(|_| send(&partition, &batch, Durability::Cached));
+                stream::iter(sends).buffered(in_flight).for_each(|()| ready(())).await;
+                send(&partition, &batch, Durability::Stable).await;
             })
         });
         for task in tasks.collect::<Vec<_>>() {

@@ -13,7 +13,7 @@ mod nbd;
 mod raid;
 
 const USAGE: &str = "usage: bench raid [rebuild | bitmap | reads | layouts | cache]... | bench nbd [CASE]... \
-    | bench log [append[-disk[-1 | -4] | -tmpfs[-1 | -4]] | recovery | commit | sync | lookup | partitions]...";
+    | bench log [append[-disk[-1 | -1-x5 | -4] | -tmpfs[-1 | -1-x5 | -4]] | recovery | commit | sync | lookup | partitions]...";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
