@@ -29,8 +29,6 @@ use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
 
 /// Appends in flight at most: a Kafka producer sends five requests before it waits for an answer.
 const MOST: usize = 16;
-/// So many of them that a partition keeps room for.
-const FEW: usize = 4;
 /// Bytes that are written at once at most, but for a single batch.
 const MOST_BYTES: usize = 512 << 10;
 
@@ -210,10 +208,10 @@ impl InFlight {
         state.headers.pop_front();
         state.torn |= outcome.is_err();
         if state.headers.is_empty() {
-            // The next one follows nobody. An idle partition keeps room for few.
+            // The next one follows nobody. An idle partition keeps no room: there are tens of thousands.
             state.last = None;
-            state.headers.shrink_to(FEW);
-            state.queue.shrink_to(FEW);
+            state.headers = VecDeque::new();
+            state.queue = VecDeque::new();
             self.landed.notify_waiters();
         }
     }
