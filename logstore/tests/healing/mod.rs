@@ -67,7 +67,7 @@ impl Mirror {
         work: impl AsyncFnOnce(Arc<Store>, Arc<Volume>) -> T,
     ) -> Result<T, Error> {
         let runtime = runtime();
-        runtime.block_on(async {
+        let outcome = runtime.block_on(async {
             let options = AssembleOptions { hold_resync: true, ..AssembleOptions::default() };
             let tasks = Arc::new(TokioRuntime::current());
             let volume = Volume::assemble(devices(&self.images), options, tasks.clone()).await.unwrap();
@@ -84,8 +84,11 @@ impl Mirror {
                 store.close().await.unwrap();
                 volume.stop().await.unwrap();
             }
-            Ok(answer)
-        })
+            Ok((answer, store, volume))
+        });
+        // As a kill does: nobody is left to do what dropping them asks for.
+        drop(runtime);
+        outcome.map(|(answer, ..)| answer)
     }
 
     /// Where the payload stands in one image, each time that it does.
