@@ -96,14 +96,14 @@ raid10 fail hurt /tmp/m0.img
 more 5
 raid10 remove hurt /tmp/m0.img
 raid10 add hurt /tmp/m2.img
-raid10 wait hurt
+raid10 wait hurt 2>/tmp/wait.log || cat /tmp/wait.log
 more 5
 truncate -s 0 /tmp/m1.img
 n=0; until raid10 status hurt | grep -q degraded; do n=$((n + 1)); [ $n -lt 600 ] || exit 1; sleep 0.1; done
 more 5
 raid10 remove hurt /tmp/m1.img
 raid10 add hurt /tmp/m3.img
-raid10 wait hurt
+raid10 wait hurt 2>/tmp/wait.log || cat /tmp/wait.log
 more 5
 touch /tmp/enough
 wait $churn
