@@ -215,7 +215,7 @@ impl Partition {
             let Some(active) = appender.active.as_ref().filter(|_| appender.ready && !appender.torn) else {
                 return Ok(None);
             };
-            let Some((mut judged, tail)) = self.in_flight.tail() else { return Ok(None) };
+            let Some((mut judged, tail)) = self.in_flight().tail() else { return Ok(None) };
             let End { size, next } = active.segment.end();
             let at = tail.unwrap_or(Tail { size, next });
             let waiting = judged.len();
@@ -243,7 +243,7 @@ impl Partition {
     /// Has a batch written that has its place, and moves the end behind it once all before it has landed.
     async fn land(self: &Arc<Self>, place: Place, durability: Durability) -> Result<Appended> {
         let Place { mut flight, segment, at, header, config, log_append_time } = place;
-        if self.in_flight.is_wanted() {
+        if self.in_flight().is_wanted() {
             // The next one takes its turn while this one is written, where that takes the thread's own time.
             step_aside().await;
         }

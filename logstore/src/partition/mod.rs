@@ -41,8 +41,8 @@ use raid::device::Durability;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -182,8 +182,8 @@ pub struct Partition {
     record: Mutex<PartitionRecord>,
     progress: Mutex<Progress>,
     visible: watch::Sender<Visible>,
-    turn: Arc<tokio::sync::Mutex<()>>,
-    in_flight: turn::InFlight,
+    /// Made by the first append: most of tens of thousands of partitions are idle.
+    in_flight: OnceLock<Box<turn::InFlight>>,
     appender: Arc<tokio::sync::Mutex<Appender>>,
     maintenance: tokio::sync::Mutex<()>,
     /// Rolled segments that are not sealed yet, oldest first, with the producers at their end.

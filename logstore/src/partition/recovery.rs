@@ -25,7 +25,6 @@
 //! not. It is noted as lost, as it would be in a segment that is not scanned.
 
 use super::transactions::Replay;
-use super::turn::InFlight;
 use super::{Appender, Log, Partition, Progress, Visible, Withheld, append::Active};
 use crate::batch::{self, BatchFault, Header};
 use crate::catalog::records::PartitionRecord;
@@ -45,8 +44,8 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 /// A segment that recovery found whole but not sealed, with the producers at its end.
@@ -607,8 +606,7 @@ fn assemble(
         record: Mutex::new(record),
         progress: Mutex::new(progress),
         visible: watch::Sender::new(visible),
-        turn: Arc::default(),
-        in_flight: InFlight::default(),
+        in_flight: OnceLock::new(),
         appender: Arc::new(tokio::sync::Mutex::new(appender)),
         maintenance: tokio::sync::Mutex::new(()),
         sealing: Mutex::new(VecDeque::new()),

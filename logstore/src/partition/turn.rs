@@ -35,7 +35,7 @@ const MOST_BYTES: usize = 512 << 10;
 /// The right to change the log, with nothing in flight.
 pub(super) struct Turn {
     appender: OwnedMutexGuard<Appender>,
-    _turn: OwnedMutexGuard<()>,
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Deref for Turn {
@@ -92,6 +92,8 @@ struct State {
 /// The appends that have their place and have not landed.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
+    /// Whoever holds it gives the next place.
+    turn: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
     landed: Notify,
     /// How many wait for their turn.
@@ -143,7 +145,7 @@ impl InFlight {
         at: Tail,
         data: Bytes,
     ) -> std::result::Result<Flight, Bytes> {
-        let mut state = partition.in_flight.state.lock();
+        let mut state = partition.in_flight().state.lock();
         if state.torn {
             return Err(data);
         }
@@ -231,13 +233,13 @@ impl Flight {
             Word::Write => {
                 self.writes = true;
                 let partition = Arc::clone(&self.partition);
-                let (data, others) = partition.in_flight.join(std::mem::take(&mut self.data));
+                let (data, others) = partition.in_flight().join(std::mem::take(&mut self.data));
                 let outcome = segment.bytes.write(self.at, data).await;
                 for other in others {
                     drop(other.send(Word::Written(outcome.clone())));
                 }
                 self.writes = false;
-                partition.in_flight.hand_over(&outcome);
+                partition.in_flight().hand_over(&outcome);
                 outcome
             }
         };
@@ -259,7 +261,7 @@ impl Flight {
 
     fn finish(&mut self, outcome: Result<()>) {
         let Some(done) = self.done.take() else { return };
-        self.partition.in_flight.end(&outcome);
+        self.partition.in_flight().end(&outcome);
         // Nobody need follow.
         drop(done.send(outcome));
     }
@@ -273,17 +275,23 @@ impl Drop for Flight {
         // It has neither landed nor failed: its task has ended with its runtime.
         let is_next = self.word.take().is_some_and(|mut word| matches!(word.try_recv(), Ok(Word::Write)));
         if self.writes || is_next {
-            self.partition.in_flight.hand_over(&Err(Error::Interrupted));
+            self.partition.in_flight().hand_over(&Err(Error::Interrupted));
         }
         self.finish(Err(Error::Interrupted));
     }
 }
 
 impl Partition {
+    /// The appends in flight.
+    pub(super) fn in_flight(&self) -> &InFlight {
+        self.in_flight.get_or_init(Box::default)
+    }
+
     /// The turn of whoever came first; what is in flight may still be.
     pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
-        let _waits = Waits::new(&self.in_flight.waiting);
-        Arc::clone(&self.turn).lock_owned().await
+        let in_flight = self.in_flight();
+        let _waits = Waits::new(&in_flight.waiting);
+        Arc::clone(&in_flight.turn).lock_owned().await
     }
 
     /// Waits for one's turn, and until nothing is in flight.
@@ -296,27 +304,32 @@ impl Partition {
     pub(super) async fn alone(&self, turn: OwnedMutexGuard<()>) -> Turn {
         loop {
             // Before the look: whoever lands after it is heard.
-            let landed = self.in_flight.landed.notified();
-            if self.in_flight.state.lock().headers.is_empty() {
+            let landed = self.in_flight().landed.notified();
+            if self.in_flight().state.lock().headers.is_empty() {
                 break;
             }
             landed.await;
         }
         let mut appender = Arc::clone(&self.appender).lock_owned().await;
-        appender.torn |= std::mem::take(&mut self.in_flight.state.lock().torn);
-        Turn { appender, _turn: turn }
+        appender.torn |= std::mem::take(&mut self.in_flight().state.lock().torn);
+        Turn { appender, _turn: Some(turn) }
     }
 
-    /// The turn, if nobody has it and nothing is in flight.
+    /// The turn, if nobody has it and nothing is in flight. Costs an idle partition no memory: where nobody has appended yet,
+    /// `appender` alone keeps others from taking a place.
     pub(super) fn try_turn_alone(&self) -> Option<Turn> {
-        let turn = Arc::clone(&self.turn).try_lock_owned().ok()?;
+        let turn = match self.in_flight.get() {
+            Some(in_flight) => Some(Arc::clone(&in_flight.turn).try_lock_owned().ok()?),
+            None => None,
+        };
         let mut appender = Arc::clone(&self.appender).try_lock_owned().ok()?;
-        let mut state = self.in_flight.state.lock();
-        if !state.headers.is_empty() {
-            return None;
+        if let Some(in_flight) = self.in_flight.get() {
+            let mut state = in_flight.state.lock();
+            if !state.headers.is_empty() {
+                return None;
+            }
+            appender.torn |= std::mem::take(&mut state.torn);
         }
-        appender.torn |= std::mem::take(&mut state.torn);
-        drop(state);
         Some(Turn { appender, _turn: turn })
     }
 }
