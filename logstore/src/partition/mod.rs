@@ -190,7 +190,7 @@ pub struct Partition {
     sealing: Mutex<VecDeque<recovery::Unsealed>>,
     deleted: AtomicBool,
     /// Present when nothing may be changed but by the deletion of the topic.
-    withheld: Option<Withheld>,
+    withheld: Option<Box<Withheld>>,
     /// Segments that compaction has begun to write, this one's last turn in the record included.
     cleanings: AtomicU64,
 }
@@ -301,7 +301,9 @@ impl Partition {
 
     /// Refuses what would change a log that could not be read to its end: what is behind may be good.
     pub fn check_whole(&self) -> Result<()> {
-        let Some(Withheld { offset, segment, position, .. }) = self.withheld else { return Ok(()) };
+        let Some(&Withheld { offset, segment, position, .. }) = self.withheld.as_deref() else {
+            return Ok(());
+        };
         let (topic, partition) = (Arc::clone(&self.id.topic), self.id.number());
         Err(Error::UnreadableLog { topic, partition, offset, segment, position })
     }

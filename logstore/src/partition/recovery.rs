@@ -611,7 +611,7 @@ fn assemble(
         maintenance: tokio::sync::Mutex::new(()),
         sealing: Mutex::new(VecDeque::new()),
         deleted: AtomicBool::new(false),
-        withheld,
+        withheld: withheld.map(Box::new),
     })
 }
 
