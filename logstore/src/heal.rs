@@ -14,7 +14,7 @@
 //!
 //! **What is lost.** If no copy is good, the batch's place is noted in the segment (`Lost`): reads of its offsets are
 //! an error that names them, reads of others go on. Its length cannot be trusted; where the log goes on,
-//! [`crate::search`] finds out.
+//! `search` finds out.
 //!
 //! Cost: of a check one read of the bytes (from the page cache, where they are sent from next) and one pass of CRC-32C,
 //! in steps of 256 KiB between which other tasks run; what is not cached is read by threads of its own. Of a bad batch,

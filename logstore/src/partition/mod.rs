@@ -9,7 +9,7 @@
 //! consumer saw under acks=all survives a power cut. The high watermark never goes back. The last stable offset follows
 //! it, but for transactions: it stays before the oldest one that is open, or whose marker is not visible yet.
 //!
-//! **Locks**, in this order: `turn` (async; whose turn it is to append, see [`turn`]), `appender` (async; what appends share,
+//! **Locks**, in this order: `turn` (async; whose turn it is to append, see `turn`), `appender` (async; what appends share,
 //! short while others are in flight), `maintenance` (async; whoever changes the
 //! partition's record), then the short ones: `log`, `record`, `progress`. None of the short ones is held over an await.
 //!
