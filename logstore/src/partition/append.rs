@@ -29,7 +29,7 @@ use crate::compaction::INFLATED;
 use crate::config::{TimestampType, TopicConfig};
 use crate::error::{Error, Result};
 use crate::heal::step_aside;
-use crate::index::Index;
+use crate::index::{Index, TIME_ENTRY};
 use crate::producers::{Ended, Producers, Refusal, Verdict};
 use crate::records::KeyCheck;
 use crate::segment::{End, Segment, Walk};
@@ -43,9 +43,6 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 /// What records may decompress to where they are looked into, in multiples of `max.message.bytes`: several times what text
 /// in columns compresses to.
 const INFLATION: usize = 32;
-
-/// Bytes that a batch takes of an index at most.
-const ENTRY: u64 = 12;
 
 /// Where a batch goes that is a plain case.
 struct Place {
@@ -652,7 +649,7 @@ fn must_roll(
     }
     let limit = config.segment_bytes as u64;
     let too_old = opened.is_some_and(|opened| last.max_timestamp.saturating_sub(opened) > config.open_ms());
-    let entries = (config.segment_index_bytes as u64).saturating_sub(waiting as u64 * ENTRY);
+    let entries = (config.segment_index_bytes as u64).saturating_sub((waiting * TIME_ENTRY) as u64);
     let index_full = segment.with_open_index(|index| index.is_full(entries)).unwrap_or_default();
     let full = index_full || segment.aborted.is_full();
     size + len > limit || too_old || full || last.last_offset() - segment.base > i64::from(i32::MAX)

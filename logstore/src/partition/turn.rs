@@ -302,16 +302,17 @@ impl Partition {
 
     /// Waits until nothing is in flight.
     pub(super) async fn alone(&self, turn: OwnedMutexGuard<()>) -> Turn {
+        let in_flight = self.in_flight();
         loop {
             // Before the look: whoever lands after it is heard.
-            let landed = self.in_flight().landed.notified();
-            if self.in_flight().state.lock().headers.is_empty() {
+            let landed = in_flight.landed.notified();
+            if in_flight.state.lock().headers.is_empty() {
                 break;
             }
             landed.await;
         }
         let mut appender = Arc::clone(&self.appender).lock_owned().await;
-        appender.torn |= std::mem::take(&mut self.in_flight().state.lock().torn);
+        appender.torn |= std::mem::take(&mut in_flight.state.lock().torn);
         Turn { appender, _turn: Some(turn) }
     }
 
