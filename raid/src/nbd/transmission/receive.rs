@@ -11,7 +11,7 @@ use crate::device::room;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::pin::pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::AsyncReadExt;
 use tokio::task::coop::has_budget_remaining;
 
@@ -259,9 +259,8 @@ impl<S: Stream> Connection<'_, S> {
         let between_requests = self.input.is_empty() && matches!(self.receiving, Receiving::Header);
         let may_look = is_alone && between_requests && self.stream.plain().is_some();
         let Some(limit) = self.habit.rests(now, may_look) else {
-            let rest = if is_alone { self.coalescing.rests(now, requests) } else { Duration::ZERO };
-            if !rest.is_zero() {
-                coalesce::rest(rest);
+            if is_alone {
+                coalesce::rest(self.coalescing.rests(now, requests, coalesce::spent));
             }
             return false;
         };
