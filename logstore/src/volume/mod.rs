@@ -9,9 +9,10 @@
 //!
 //! Freed space is discarded, so that images shrink; what a kill kept from it, the next start discards (see `leftovers`).
 //!
-//! What nobody asks to be flushed is flushed all the same, every [`WRITE_BACK`] bytes, and nobody waits for that: the disks
-//! write while the log grows, so that the flush that somebody waits for finds little left to do, and growth, which waits for
-//! a flush as well, keeps ahead. Like any other flush it is never tried again, and its failure stops the store.
+//! The disks write while the log grows: what was appended is on its way to them soon (`segment`), so that the flush that
+//! somebody waits for finds little left to do, and growth, which waits for a flush as well, keeps ahead. What nobody asks
+//! to be flushed is flushed all the same, every [`UNFLUSHED`] bytes, and nobody waits for that: then second copies leave
+//! the memory. Like any other flush it is never tried again, and its failure stops the store.
 //!
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
 //! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
@@ -52,8 +53,8 @@ const RESERVE_SHARE: u64 = 64;
 const RESERVE_LEAST: u64 = 256 << 10;
 const RESERVE_MOST: u64 = 64 << 20;
 /// Bytes of batches after which a flush begins that nobody has asked for. Less would keep the disks busy with the journals of
-/// file systems, more would leave them idle at first.
-const WRITE_BACK: u64 = 32 << 20;
+/// file systems (at 32 MiB appends were a tenth slower), more would keep second copies in memory for longer.
+const UNFLUSHED: u64 = 128 << 20;
 /// The smallest volume that makes sense.
 const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
 
@@ -66,7 +67,7 @@ pub(crate) struct VolumeHome {
     /// Bytes of batches since a flush last began.
     unflushed: AtomicU64,
     /// A flush is under way that nobody has asked for.
-    writing_back: AtomicBool,
+    flushing: AtomicBool,
     space: Mutex<FreeSpace>,
     /// Bytes kept back from records.
     reserve: u64,
@@ -106,7 +107,7 @@ impl VolumeHome {
             tasks,
             health,
             unflushed: AtomicU64::new(0),
-            writing_back: AtomicBool::new(false),
+            flushing: AtomicBool::new(false),
             space: Mutex::new(space),
             reserve,
             found: Mutex::new(HashMap::new()),
@@ -191,7 +192,7 @@ impl VolumeHome {
     /// Bytes of batches are about to be written. Costs an atomic operation.
     fn writes(self: &Arc<Self>, bytes: u64) {
         let before = self.unflushed.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes < WRITE_BACK || self.writing_back.swap(true, Ordering::AcqRel) {
+        if before + bytes < UNFLUSHED || self.flushing.swap(true, Ordering::AcqRel) {
             return;
         }
         let home = Arc::clone(self);
@@ -199,7 +200,7 @@ impl VolumeHome {
             if let Err(cause) = home.flush_all().await {
                 home.health.fail(&cause);
             }
-            home.writing_back.store(false, Ordering::Release);
+            home.flushing.store(false, Ordering::Release);
         }));
     }
 

@@ -4,7 +4,7 @@
 //! lock for the map. Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are
 //! begun, the next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so
 //! that a busy log rarely waits for the catalog: its two flushes take as long as some ten MiB of appends to a fast disk.
-//! The first extent is taken by the first write.
+//! The first extent is taken by the first write. Every [`WRITE_BACK`] bytes the disks are told to begin with what was written.
 //!
 //! Invariant: `record` is what the catalog holds for this segment, or what the change under way will make it hold;
 //! only the holder of `growth` changes it.
@@ -19,11 +19,16 @@ use crate::home::{Copies, Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use raid::device::{Durability, Holder, Piece};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Largest extent taken at once.
 const LARGEST: u64 = 64 << 20;
+/// Bytes of a segment that begin to be written to disk at once. Less would be a call for every few batches, more would leave
+/// the disks idle at first.
+const WRITE_BACK: u64 = 2 << 20;
+/// A page that is not full yet is written when it is: what is on its way to a disk would have to be written again.
+const PAGE: u64 = 4096;
 /// Derived bytes up to this size are kept in the catalog itself.
 const INLINE: usize = 1024;
 
@@ -36,6 +41,8 @@ pub(super) struct VolumeSegment {
     growth: tokio::sync::Mutex<()>,
     /// An extent is being taken ahead.
     growing: AtomicBool,
+    /// What lies before has begun to be written to disk.
+    begun: AtomicU64,
     /// It is, or is about to be, in no record any more: nothing may be taken for it.
     dead: AtomicBool,
     /// No record speaks of it: its space goes back when it is dropped.
@@ -111,6 +118,7 @@ impl VolumeSegment {
             record: RwLock::new(record),
             growth: tokio::sync::Mutex::new(()),
             growing: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             beside: AtomicBool::new(false),
@@ -194,6 +202,18 @@ impl VolumeSegment {
             }
             this.growing.store(false, Ordering::Release);
         }));
+    }
+
+    /// All before `end` is written: has the disks begin with it, if that is worth a call. Nobody waits for them.
+    fn begin_write_back(&self, end: u64) {
+        let (begun, end) = (self.begun.load(Ordering::Relaxed), end / PAGE * PAGE);
+        if end.saturating_sub(begun) < WRITE_BACK {
+            return;
+        }
+        self.begun.store(end, Ordering::Relaxed);
+        for place in places(&self.record.read().extents, begun, end - begun).unwrap_or_default() {
+            self.home.device.begin_write_back(place.at, place.len);
+        }
     }
 
     /// Stores derived bytes; `None` when there is no room: they can be had again from the log.
@@ -371,22 +391,25 @@ impl SegmentBytes for VolumeSegment {
     }
 
     fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
-        self.home.writes(data.len() as u64);
+        let len = data.len() as u64;
+        self.home.writes(len);
         Box::pin(async move {
-            let places = self.places(at, data.len() as u64)?;
+            let places = self.places(at, len)?;
             if let [place] = places[..] {
-                return Ok(self.home.device.write(place.at, data, Durability::Cached).await?);
+                self.home.device.write(place.at, data, Durability::Cached).await?;
+            } else {
+                let mut from = 0;
+                let writes: Vec<_> = places
+                    .iter()
+                    .map(|place| {
+                        let part = data.slice(from..from + place.len as usize);
+                        from += place.len as usize;
+                        self.home.device.write(place.at, part, Durability::Cached)
+                    })
+                    .collect();
+                futures_util::future::try_join_all(writes).await?;
             }
-            let mut from = 0;
-            let writes: Vec<_> = places
-                .iter()
-                .map(|place| {
-                    let part = data.slice(from..from + place.len as usize);
-                    from += place.len as usize;
-                    self.home.device.write(place.at, part, Durability::Cached)
-                })
-                .collect();
-            futures_util::future::try_join_all(writes).await?;
+            self.begin_write_back(at + len);
             Ok(())
         })
     }
@@ -443,6 +466,7 @@ impl SegmentBytes for VolumeSegment {
     fn cut(&self, end: u64) -> Io<'_, ()> {
         Box::pin(async move {
             let _only = self.growth.lock().await;
+            self.begun.fetch_min(end, Ordering::Relaxed);
             let reach = room(&self.record.read().extents);
             for place in self.places(end, reach.saturating_sub(end))? {
                 zero(&self.home.device, place).await?;

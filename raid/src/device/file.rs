@@ -10,6 +10,7 @@
 use super::direct::Direct;
 use super::resident::Residency;
 use super::syncs::Syncs;
+use super::write_back::WriteBack;
 use super::write_queue::WriteQueue;
 use super::{Device, Durability, Extent, INSTANT, Identity, Io, Piece, ZeroMode, check_range, push_extent};
 use crate::error::{Error, Operation, Result};
@@ -90,6 +91,7 @@ pub struct FileDevice {
     /// How far the system reads ahead, once that was looked for.
     ahead: OnceLock<u64>,
     writes: Arc<WriteQueue>,
+    write_back: Arc<WriteBack>,
     residency: Arc<Residency>,
     syncs: Arc<Syncs>,
     /// How many more operations may hold a blocking thread.
@@ -185,6 +187,7 @@ impl FileDevice {
         let identity = Identity::of(&stat);
         let (name, path, size) = (path.display().to_string(), path.to_owned(), AtomicU64::new(size));
         let writes = Arc::new(WriteQueue::new(Arc::clone(&file)));
+        let write_back = Arc::new(WriteBack::new(Arc::clone(&file)));
         Ok(Self {
             file,
             name,
@@ -199,6 +202,7 @@ impl FileDevice {
             rotates: OnceLock::new(),
             ahead: OnceLock::new(),
             writes,
+            write_back,
             residency: Arc::new(residency),
             syncs: Arc::default(),
             turns: Arc::new(Semaphore::new(MOST_THREADS)),
@@ -386,8 +390,18 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Io<'_, ()> {
+        self.write_back.is_flushed();
         let syncs = Arc::clone(&self.syncs);
         self.blocking(Operation::Flush, 0, self.size(), move |file| syncs.run(|| sync(file)))
+    }
+
+    fn begin_write_back(&self, at: u64, len: u64) {
+        if !self.residency.is_in_memory()
+            && self.direct.is_none()
+            && self.check(Operation::Write, at, len).is_ok()
+        {
+            self.write_back.begin(at..at + len);
+        }
     }
 
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {

@@ -19,6 +19,7 @@ mod direct;
 mod file;
 mod resident;
 mod syncs;
+mod write_back;
 mod write_queue;
 
 pub use file::{BLOCKING_THREADS, Caching, FileDevice, OpenMode, is_one_hole};
@@ -199,6 +200,10 @@ pub trait Device: Send + Sync + 'static {
 
     /// Makes every write that completed before this call durable.
     fn flush(&self) -> Io<'_, ()>;
+
+    /// Begins to bring what was written of a range from memory to the disk, so that a later flush finds less to do, and
+    /// returns at once. Advice: nothing becomes durable by it, and what fails is for the flush to tell.
+    fn begin_write_back(&self, _at: u64, _len: u64) {}
 
     /// Gives the space of a range back. What it reads as afterwards is undefined, but the same on every read.
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()>;

@@ -532,6 +532,12 @@ impl Device for Volume {
         })
     }
 
+    fn begin_write_back(&self, at: u64, len: u64) {
+        if check_range(Operation::Write, at, len, self.inner.size()).is_ok() {
+            self.inner.begin_write_back(at, len);
+        }
+    }
+
     /// Zeroes the range with holes, on all legs alike: a plain discard may leave each leg something else. Where a member
     /// has none, so that zeroes would be written, nothing is done: gigabytes of that would help nobody.
     fn discard(&self, at: u64, len: u64) -> Io<'_, ()> {

@@ -292,6 +292,13 @@ impl Inner {
         unsettled.map_or(Ok(()), Err)
     }
 
+    /// Has all live legs begin to write a range to their disks, each in its own time.
+    pub(super) fn begin_write_back(&self, at: u64, len: u64) {
+        for leg in zero_legs(&self.roster(), at, len) {
+            leg.member.device.begin_write_back(leg.member.position(MemberOffset(leg.at)), leg.len);
+        }
+    }
+
     /// Lets go of pages that are on disk now, in a task of its own: nobody waits for advice. A member has one at a time; a
     /// disk that hangs in it loses no more than that.
     fn forget(&self, member: &Arc<Member>, pages: Vec<Range<u64>>) {
@@ -376,7 +383,8 @@ fn data_legs<'a>(roster: &'a Roster, at: u64, data: &Bytes) -> Vec<Leg<'a>> {
     legs.collect()
 }
 
-/// Without a payload to split, neighbouring chunks of a member become one range: a few operations for any length.
+/// Where a range lies on each live member. Without a payload to split, neighbouring chunks of a member become one range: a few
+/// operations for any length.
 fn zero_legs(roster: &Roster, at: u64, len: u64) -> Vec<Leg<'_>> {
     let mut ranges: Vec<RangeSet> = vec![RangeSet::default(); roster.seats.len()];
     for span in roster.geometry.spans(at, len) {
