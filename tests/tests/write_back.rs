@@ -94,7 +94,7 @@ fn runtime() -> Arc<dyn Runtime> {
 async fn a_volume_tells_the_members_that_hold_the_range() -> Result<()> {
     let sandbox = Sandbox::new();
     let members: Vec<Arc<Told>> =
-        (0..4).map(|n| Told::image(&sandbox.join(&format!("disk{n}")), 16 * MIB)).collect();
+        (0..4).map(|n| Told::image(&sandbox.join(format!("disk{n}")), 16 * MIB)).collect();
     let devices: Vec<Arc<dyn Device>> =
         members.iter().map(|one| Arc::clone(one) as Arc<dyn Device>).collect();
     let options = CreateOptions {
@@ -123,11 +123,12 @@ async fn a_volume_tells_the_members_that_hold_the_range() -> Result<()> {
     assert_eq!(start % CHUNK, 0);
 
     // Nobody who does not hold it, nobody who has failed, and nothing that is not there.
+    let (nothing, page) = (Vec::new, || Vec::from_iter(Some(start..start + PAGE)));
     volume.begin_write_back(CHUNK, PAGE);
-    assert_eq!(told(), [vec![], vec![], vec![start..start + PAGE], vec![start..start + PAGE]]);
+    assert_eq!(told(), [nothing(), nothing(), page(), page()]);
     volume.fail(&MemberName::Slot(3)).await?;
     volume.begin_write_back(CHUNK, PAGE);
-    assert_eq!(told(), [vec![], vec![], vec![start..start + PAGE], vec![]]);
+    assert_eq!(told(), [nothing(), nothing(), page(), nothing()]);
     volume.begin_write_back(volume.size() - PAGE, 2 * PAGE);
     volume.begin_write_back(u64::MAX, 1);
     assert!(told().iter().all(Vec::is_empty));

@@ -105,7 +105,8 @@ mod tests {
 
     fn write_back() -> Arc<WriteBack> {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[7; 1 << 20]).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all(&[7; 16 << 10]).unwrap();
         Arc::new(WriteBack::new(Arc::new(file)))
     }
 
