@@ -54,7 +54,7 @@ const RESERVE_LEAST: u64 = 256 << 10;
 const RESERVE_MOST: u64 = 64 << 20;
 /// Bytes of batches after which a flush begins that nobody has asked for. Less would keep the disks busy with the journals of
 /// file systems (at 32 MiB appends were a tenth slower), more would keep second copies in memory for longer.
-const UNFLUSHED: u64 = 128 << 20;
+const UNFLUSHED: u64 = 96 << 20;
 /// The smallest volume that makes sense.
 const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
 
