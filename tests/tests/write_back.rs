@@ -158,4 +158,16 @@ async fn what_is_appended_is_begun_with_once_and_by_whole_pages() {
     }
     assert!(begun > 16 * MIB);
     store.close().await.expect("the store closes");
+
+    // What an earlier life wrote is not begun with again.
+    let home = Home::Volume(Arc::clone(&device) as Arc<dyn Device>);
+    let store = Store::open(home, StoreOptions::default(), runtime()).await.expect("the store opens");
+    let topic = store.topic("t").expect("it is there");
+    device.take();
+    for _ in 0..5 * MIB / records.len() as u64 {
+        topic.partitions()[0].append(records.clone(), Durability::Cached).await.expect("an append");
+    }
+    let begun: u64 = device.take().iter().map(|range| range.end - range.start).sum();
+    assert!((2 * MIB..=7 * MIB).contains(&begun), "{begun}");
+    store.close().await.expect("the store closes");
 }

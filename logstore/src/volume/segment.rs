@@ -19,6 +19,7 @@ use crate::home::{Copies, Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use raid::device::{Durability, Holder, Piece};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -204,9 +205,12 @@ impl VolumeSegment {
         }));
     }
 
-    /// All before `end` is written: has the disks begin with it, if that is worth a call. Nobody waits for them.
-    fn begin_write_back(&self, end: u64) {
-        let (begun, end) = (self.begun.load(Ordering::Relaxed), end / PAGE * PAGE);
+    /// These bytes are written, and all before them: has the disks begin with what they have not begun with, if that is worth a
+    /// call. Nobody waits for them.
+    fn begin_write_back(&self, written: &Range<u64>) {
+        // What an earlier life wrote is on its way, or on disk.
+        let least = written.start.saturating_sub(WRITE_BACK) / PAGE * PAGE;
+        let (begun, end) = (self.begun.load(Ordering::Relaxed).max(least), written.end / PAGE * PAGE);
         if end.saturating_sub(begun) < WRITE_BACK {
             return;
         }
@@ -409,7 +413,7 @@ impl SegmentBytes for VolumeSegment {
                     .collect();
                 futures_util::future::try_join_all(writes).await?;
             }
-            self.begin_write_back(at + len);
+            self.begin_write_back(&(at..at + len));
             Ok(())
         })
     }
