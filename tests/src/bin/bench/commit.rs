@@ -29,7 +29,8 @@ const GROUP: usize = 13;
 /// See the head.
 pub fn commit() {
     for (home, in_memory, size) in [
-        ("a volume in memory", true, Some(GIB)),
+        // Some gigabytes are committed in half a minute.
+        ("a volume in memory", true, Some(16 * GIB)),
         ("a volume", false, Some(4 * GIB)),
         ("a directory", false, None),
     ] {
