@@ -20,16 +20,14 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
 use raid::device::{Durability, Holder, Piece};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Largest extent taken at once.
 const LARGEST: u64 = 64 << 20;
-/// Bytes of a segment that begin to be written to disk at once. Less would be a call for every few batches, more would leave
-/// the disks idle at first.
+/// Bytes of a segment that begin to be written to disk at once: whole pages, since what is on its way to a disk would have to
+/// be written again. Less would be a call for every few batches, more would leave the disks idle at first.
 const WRITE_BACK: u64 = 2 << 20;
-/// A page that is not full yet is written when it is: what is on its way to a disk would have to be written again.
-const PAGE: u64 = 4096;
 /// Derived bytes up to this size are kept in the catalog itself.
 const INLINE: usize = 1024;
 
@@ -42,8 +40,6 @@ pub(super) struct VolumeSegment {
     growth: tokio::sync::Mutex<()>,
     /// An extent is being taken ahead.
     growing: AtomicBool,
-    /// What lies before has begun to be written to disk.
-    begun: AtomicU64,
     /// It is, or is about to be, in no record any more: nothing may be taken for it.
     dead: AtomicBool,
     /// No record speaks of it: its space goes back when it is dropped.
@@ -119,7 +115,6 @@ impl VolumeSegment {
             record: RwLock::new(record),
             growth: tokio::sync::Mutex::new(()),
             growing: AtomicBool::new(false),
-            begun: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             beside: AtomicBool::new(false),
@@ -205,18 +200,15 @@ impl VolumeSegment {
         }));
     }
 
-    /// These bytes are written, and all before them: has the disks begin with what they have not begun with, if that is worth a
-    /// call. Nobody waits for them.
+    /// These bytes are written, and all before them: has the disks begin with each [`WRITE_BACK`] of the segment that is full
+    /// by them. Nobody waits for that.
     fn begin_write_back(&self, written: &Range<u64>) {
-        // What an earlier life wrote is on its way, or on disk.
-        let least = written.start.saturating_sub(WRITE_BACK) / PAGE * PAGE;
-        let (begun, end) = (self.begun.load(Ordering::Relaxed).max(least), written.end / PAGE * PAGE);
-        if end.saturating_sub(begun) < WRITE_BACK {
-            return;
-        }
-        self.begun.store(end, Ordering::Relaxed);
-        for place in places(&self.record.read().extents, begun, end - begun).unwrap_or_default() {
-            self.home.device.begin_write_back(place.at, place.len);
+        let whole = |at: u64| at / WRITE_BACK * WRITE_BACK;
+        let (begin, end) = (whole(written.start), whole(written.end));
+        if begin < end {
+            for place in places(&self.record.read().extents, begin, end - begin).unwrap_or_default() {
+                self.home.device.begin_write_back(place.at, place.len);
+            }
         }
     }
 
@@ -470,7 +462,6 @@ impl SegmentBytes for VolumeSegment {
     fn cut(&self, end: u64) -> Io<'_, ()> {
         Box::pin(async move {
             let _only = self.growth.lock().await;
-            self.begun.fetch_min(end, Ordering::Relaxed);
             let reach = room(&self.record.read().extents);
             for place in self.places(end, reach.saturating_sub(end))? {
                 zero(&self.home.device, place).await?;
