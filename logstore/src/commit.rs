@@ -15,9 +15,9 @@
 //!
 //! Costs: for each append that waits, one channel and a push under one short lock, and the lock of its partition's
 //! `progress` once it is durable; for one that does not, nothing, or with `flush.ms` a push for the first in a partition since
-//! the last flush. For each group two lists and one flush of the home: on a volume an `fdatasync` and a look at the length of
-//! its file for each member, all at once, whatever the number of partitions; in a directory a sync for each file that was
-//! written.
+//! the last flush. For each group two lists and one flush of the home: on a volume, where all of it is small, one write to its
+//! journal, a system call for each leg of that; else an `fdatasync` and a look at the length of its file for each member, all
+//! at once; neither grows with the number of partitions. In a directory a sync for each file that was written.
 
 use crate::error::Result;
 use crate::health::Health;

@@ -221,6 +221,11 @@ pub(crate) trait Home: Debug + Send + Sync {
     /// Makes every write that completed before this call durable, in all partitions.
     fn flush(&self) -> Io<'_, ()>;
 
+    /// The catalog is closed: nothing is written any more.
+    fn closed(&self) -> Io<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Prepares for a topic whose record is about to be committed.
     fn prepare_topic<'a>(&'a self, record: &'a TopicRecord) -> Io<'a, ()>;
 

@@ -357,6 +357,7 @@ impl Store {
         self.context.tasks.close();
         self.context.health.close();
         self.context.catalog.close().await?;
+        self.context.home.closed().await?;
         drop((admin, cleaning));
         Ok(())
     }

@@ -134,10 +134,21 @@ impl Machine {
             machine.make(&store).await;
             machine.append(&store, 22, true).await;
             store.quiet().await;
+            machine.flush(&store).await;
         };
         machine.rig.sim.block_on(life).unwrap();
         machine.power_off();
         machine
+    }
+
+    /// Brings everything to its place, so that the journal has nothing to bring back: what is too long for the journal is
+    /// appended beside, and only a flush makes that durable.
+    async fn flush(&self, store: &Store) {
+        let topic = store.create_topic("long", 1, TopicConfig::kafka_defaults()).await.unwrap();
+        let now = self.rig.sim.runtime().wall_clock().as_millis() as i64;
+        let sent = tests::broker::batch(&[&vec![7; 40_000]], now);
+        let appended = topic.partitions()[0].append(sent, Durability::Stable).await.unwrap();
+        appended.commit.unwrap().await.unwrap();
     }
 
     /// The same, but closed in order: nothing is dirty.
@@ -214,13 +225,20 @@ impl Machine {
         }
     }
 
-    /// Where a batch lies on a disk.
+    /// Where a batch lies on a disk, in its segment.
     fn find(&self, disk: usize, batch: usize) -> Range<u64> {
+        // The journal lies before all segments.
+        self.find_all(disk, batch).pop().unwrap()
+    }
+
+    /// Where a batch lies on a disk, in the journal and in its segment.
+    fn find_all(&self, disk: usize, batch: usize) -> Vec<Range<u64>> {
         // All that no broker stamps.
         let (needle, disk) = (self.sent.lock()[batch].slice(16..), &self.rig.disks[disk]);
         let bytes = disk.peek(DATA, disk.size() - DATA);
-        let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64 + DATA;
-        at - 16..at + needle.len() as u64
+        let found = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
+        let range = |at: u64| at - 16..at + needle.len() as u64;
+        found.map(|(at, _)| range(at as u64 + DATA)).collect()
     }
 
     fn peek(&self, disk: usize, range: &Range<u64>) -> Vec<u8> {
@@ -524,7 +542,8 @@ fn recovery_goes_on_where_nothing_copies_the_bad_copy() {
     let life = async {
         let (volume, store) = template.open(&BOTH).await;
         template.read_all(&store).await;
-        template.append(&store, 2, true).await;
+        // Not by the journal, which would write them again.
+        template.append(&store, 2, false).await;
         template.resynced(&volume, &(DATA..DATA + SIZE)).await;
         volume.stop().await.unwrap();
     };
@@ -595,5 +614,49 @@ fn a_bad_copy_that_cannot_be_mended_is_not_copied_over_the_good_one() {
         assert!(machine.peek(leg, &range) == other, "leg {leg}");
         machine.power_off();
         machine.check_each_leg();
+    }
+}
+
+/// What is in the journal only has rotted there on one leg, or that leg refuses to be mended: it comes back from the other
+/// one, onto both.
+#[test]
+fn what_rots_in_the_journal_on_one_leg_comes_back_from_the_other() {
+    let template = Machine::cut();
+    let life = async {
+        let (_volume, store) = template.open(&BOTH).await;
+        template.read_all(&store).await;
+        template.append(&store, 6, true).await;
+    };
+    template.rig.sim.block_on(life).unwrap();
+    template.power_off();
+    for leg in BOTH {
+        for errno in [None, Some(Errno::IO)] {
+            let machine = template.fork(11);
+            let mut rotten = 0;
+            for batch in 22..28 {
+                // Those of a segment that was closed are in their places, too.
+                if let [found] = &machine.find_all(leg, batch)[..] {
+                    machine.rig.disks[leg].poke(found.start + 30, &[0xa5; 300]);
+                    if let Some(errno) = errno {
+                        refuse_writes(&machine, leg, found, errno);
+                    }
+                    rotten += 1;
+                }
+            }
+            assert!(rotten >= 2, "{rotten} batches are in the journal only");
+            let life = async {
+                let (volume, store) = machine.open(&BOTH).await;
+                machine.read_all(&store).await;
+                let in_sync = in_sync(&machine.rig.disks, &volume.status());
+                assert_eq!(in_sync.len(), 2 - usize::from(errno.is_some()), "{in_sync:?}");
+            };
+            machine.rig.sim.block_on(life).unwrap();
+            machine.power_off();
+            if errno.is_some() {
+                machine.check(&[1 - leg]);
+            } else {
+                machine.check_each_leg();
+            }
+        }
     }
 }

@@ -706,7 +706,7 @@ mod tests {
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
         let device: Arc<dyn Device> = Arc::new(FileDevice::open(&path, OpenMode::ReadWrite).unwrap());
         let tasks = Tasks::new(Arc::new(TokioRuntime::current()));
-        let layout = Layout::plan(size, 2 << 20, uuid::Uuid::from_u128(1)).unwrap();
+        let layout = Layout::plan(size, 2 << 20, 0, uuid::Uuid::from_u128(1)).unwrap();
         let catalog = Catalog::on_volume(device, layout, tasks, Arc::default()).await.unwrap();
         let some = fill(&catalog, 0, false).await;
         let all = fill(&catalog, some, true).await;

@@ -30,11 +30,12 @@ use crate::epochs::Epochs;
 use crate::error::{Error, Result};
 use crate::volume::copies::{Head, Versions};
 use crate::volume::extent::{Extent, FreeSpace};
+use crate::volume::journal::{Found as Journal, Segments};
 use crate::volume::layout::Layout;
 use raid::device::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use source::{Damaged, Place, Stored};
+use source::{Damaged, Journaled, Place, Stored};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
@@ -301,6 +302,7 @@ impl Inspection {
             }
         }
         check_extents(&layout, &segments, &mut findings);
+        let journaled = journaled(&device, &layout, &mut findings).await;
         let mut partitions = Vec::new();
         for topic in &known.topics {
             for partition in 0..topic.partitions {
@@ -311,7 +313,9 @@ impl Inspection {
                 let from = SegmentKey { partition: key, base: 0 };
                 let to = SegmentKey { partition: key, base: i64::MAX };
                 let own: Vec<_> = segments.range(from..=to).collect();
-                on_volume(&device, &tables, &mut view, &own, record.clean, &layout, &mut findings);
+                let volume =
+                    OnVolume { device: &device, tables: &tables, layout: &layout, journaled: &journaled };
+                on_volume(&volume, &mut view, &own, record.clean, &mut findings);
                 partitions.push(view);
             }
         }
@@ -410,19 +414,49 @@ fn check_extents(
 
 /// Whether an extent can be read at all.
 fn inside(layout: &Layout, extent: &Extent) -> bool {
-    extent.at >= layout.space.at
-        && extent.at.checked_add(extent.len).is_some_and(|end| end <= layout.space.end())
+    layout.space.contains(extent)
+}
+
+/// What is in the journal only: the next start brings it to its places.
+async fn journaled(device: &Arc<dyn Device>, layout: &Layout, findings: &mut Vec<Finding>) -> Segments {
+    if layout.journal.len == 0 {
+        return Segments::default();
+    }
+    match Journal::read(device, layout.journal, layout.store, false).await {
+        Ok(Journal { gaps, segments, .. }) => {
+            if gaps > 0 {
+                findings.push(fault(format!(
+                    "the journal: {gaps} records are damaged in all copies; what was appended by them is there if it had \
+                     reached its place"
+                )));
+            }
+            segments
+        }
+        Err(error) => {
+            findings.push(fault(format!("the journal: {error}; what is in it only is not shown")));
+            Segments::default()
+        }
+    }
+}
+
+/// A volume that is looked at.
+struct OnVolume<'a> {
+    device: &'a Arc<dyn Device>,
+    tables: &'a Tables,
+    layout: &'a Layout,
+    journaled: &'a Segments,
 }
 
 fn on_volume(
-    device: &Arc<dyn Device>,
-    tables: &Tables,
+    volume: &OnVolume<'_>,
     view: &mut PartitionView,
     own: &[(&SegmentKey, &SegmentRecord)],
     clean: Option<Clean>,
-    layout: &Layout,
     findings: &mut Vec<Finding>,
 ) {
+    let OnVolume { device, tables, layout, journaled } = *volume;
+    let place =
+        |extents: Vec<Extent>, journaled| Place::Extents { device: Arc::clone(device), extents, journaled };
     for (at, (key, record)) in own.iter().enumerate() {
         let extents: Vec<Extent> = record.extents.iter().take_while(|e| inside(layout, e)).copied().collect();
         let room: u64 = extents.iter().map(|extent| extent.len).sum();
@@ -436,7 +470,7 @@ fn on_volume(
             let blob = record.blobs.get(&kind)?;
             let place = match blob.at {
                 Some(extent) if inside(layout, &extent) && blob.len <= extent.len => {
-                    Place::Extents { device: Arc::clone(device), extents: vec![extent] }
+                    place(vec![extent], Journaled::default())
                 }
                 Some(_) => Place::Memory(bytes::Bytes::new()),
                 None => Place::Memory(tables.get(Table::Blobs, &key.blob(kind))?.to_vec().into()),
@@ -447,6 +481,8 @@ fn on_volume(
         if let (Some(snapshot), Some(end)) = (stored(Kind::Snapshot), end) {
             view.snapshots.push((end, snapshot));
         }
+        // What was closed was flushed first.
+        let journaled = if record.sealed.is_none() { journaled.of(key) } else { &[] };
         view.segments.push(SegmentView {
             base: key.base,
             len: known.unwrap_or(room).min(room),
@@ -455,7 +491,7 @@ fn on_volume(
             index: stored(Kind::OffsetIndex),
             time_index: stored(Kind::TimeIndex),
             txn_index: stored(Kind::TxnIndex),
-            place: Place::Extents { device: Arc::clone(device), extents },
+            place: place(extents, journaled.into()),
         });
     }
 }

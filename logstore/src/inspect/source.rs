@@ -52,10 +52,26 @@ fn push(all: &mut Vec<Damaged>, next: Damaged) {
     }
 }
 
+/// What the journal of a volume has for a place, and the next start writes there: runs of bytes, by their position in it, in
+/// the order in which they were written. Whoever reads the place sees it as if that was done.
+pub(crate) type Journaled = Arc<[(u64, BytesMut)]>;
+
+/// Puts what is journaled over the bytes at `at`.
+fn replay(journaled: &Journaled, at: u64, bytes: &mut [u8]) {
+    let end = at + bytes.len() as u64;
+    for (from, run) in journaled.iter() {
+        let (first, last) = (at.max(*from), end.min(from.saturating_add(run.len() as u64)));
+        if first < last {
+            let run = &run[(first - from) as usize..(last - from) as usize];
+            bytes[(first - at) as usize..(last - at) as usize].copy_from_slice(run);
+        }
+    }
+}
+
 /// Where bytes lie.
 #[derive(Clone)]
 pub(crate) enum Place {
-    Extents { device: Arc<dyn Device>, extents: Vec<Extent> },
+    Extents { device: Arc<dyn Device>, extents: Vec<Extent>, journaled: Journaled },
     File(PathBuf),
     Memory(Bytes),
 }
@@ -74,18 +90,22 @@ impl std::fmt::Debug for Place {
 pub(crate) struct Source {
     device: Arc<dyn Device>,
     extents: Vec<Extent>,
+    journaled: Journaled,
 }
 
 impl Place {
     /// Opens `len` bytes. Files are closed when the source is dropped.
     pub(crate) fn open(&self, len: u64) -> Result<Source> {
         match self {
-            Self::Extents { device, extents } => {
-                Ok(Source { device: Arc::clone(device), extents: extents.clone() })
-            }
+            Self::Extents { device, extents, journaled } => Ok(Source {
+                device: Arc::clone(device),
+                extents: extents.clone(),
+                journaled: Arc::clone(journaled),
+            }),
             Self::File(path) => {
                 let device = FileDevice::open(path, OpenMode::ReadOnly)?;
-                Ok(Source { device: Arc::new(device), extents: vec![Extent { at: 0, len }] })
+                let extents = vec![Extent { at: 0, len }];
+                Ok(Source { device: Arc::new(device), extents, journaled: Journaled::default() })
             }
             // Only derived bytes are in memory, and those are read whole.
             Self::Memory(_) => Err(Error::Closed),
@@ -131,6 +151,7 @@ impl Source {
                 what: format!("{len} bytes at {at} lie in no extent"),
             });
         }
+        replay(&self.journaled, at, &mut buf);
         Ok(buf)
     }
 
@@ -145,9 +166,10 @@ impl Source {
             let part = WINDOW.min(at + len - next);
             let mut first: Option<(u64, BytesMut)> = None;
             for Holder { device, at, len, of } in self.holders(next, part) {
-                let Ok(found) = device.read(at, raid::device::buffer(len as usize)).await else {
+                let Ok(mut found) = device.read(at, raid::device::buffer(len as usize)).await else {
                     return false;
                 };
+                replay(&self.journaled, next + of, &mut found);
                 match &first {
                     Some((place, content)) if *place == of => {
                         if *content != found {
@@ -172,7 +194,8 @@ impl Source {
                     Err(error) => {
                         push(&mut all, Damaged { file, at, len, unreadable: Some(error.to_string()) });
                     }
-                    Ok(found) => {
+                    Ok(mut found) => {
+                        replay(&self.journaled, start + of, &mut found);
                         let wanted = &window[of as usize..(of + len) as usize];
                         let differs = |(found, wanted): (&u8, &u8)| found != wanted;
                         let first = found.iter().zip(wanted).position(differs);
@@ -274,5 +297,24 @@ impl Stored {
         }
         let crc = self.crc.filter(|&crc| crc != crc32c::crc32c(bytes))?;
         Some(format!("its checksum is not {crc:#010x}, with which it was stored"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_journaled_covers_what_is_read_wherever_that_begins() {
+        let runs = [(10, &b"abcd"[..]), (20, b"xyz"), (12, b"CD")];
+        let journaled: Journaled = runs.iter().map(|(at, run)| (*at, BytesMut::from(*run))).collect();
+        let all = b"..........abCD......xyz.......";
+        for at in 0..all.len() {
+            for end in at..=all.len() {
+                let mut bytes = vec![b'.'; end - at];
+                replay(&journaled, at as u64, &mut bytes);
+                assert_eq!(bytes, all[at..end], "{at}..{end}");
+            }
+        }
     }
 }

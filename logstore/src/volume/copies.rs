@@ -9,13 +9,16 @@
 //! After an unclean stop copies may differ without rot: a write was on its way. Each copy by itself is then what a
 //! crash may leave of one disk, so any that its reader takes will do; the newest is taken.
 //!
+//! A plain read is made only where it changes nothing: where copies may differ it would make a whole window of them equal, and
+//! with it what lies beside the range, of which nobody has chosen the good copy yet.
+//!
 //! Cost: where all copies are equal, each is read once and compared, and one is read again from memory. Memory: one
 //! content, and of the blocks that differ, what each way has.
 
 use super::layout::{COPY, HeaderFault, Layout};
 use crate::error::{Error, Result};
 use bytes::{Bytes, BytesMut};
-use raid::device::Device;
+use raid::device::{Device, EQUALISED};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -34,6 +37,13 @@ struct Odd {
     from: usize,
     /// What each way has; `None`: it cannot be read.
     by_way: Vec<Option<Bytes>>,
+}
+
+/// Whether a plain read of a range makes copies equal, of it or of what lies in one window with it.
+fn may_change(device: &Arc<dyn Device>, at: u64, len: u64) -> bool {
+    let (start, end) =
+        (at / EQUALISED * EQUALISED, (at + len).next_multiple_of(EQUALISED).min(device.size()));
+    device.may_differ(start, end - start)
 }
 
 /// A range of a volume as its copies hold it.
@@ -56,7 +66,7 @@ impl Versions {
         while from < len {
             let part = (len - from).min(WINDOW);
             // What is equal everywhere no read can change.
-            if ways == 1 || device.agree(at + from, part).await? {
+            if ways == 1 || !may_change(device, at + from, part) && device.agree(at + from, part).await? {
                 let bytes = device.read(at + from, raid::device::buffer(part as usize)).await?;
                 common.extend_from_slice(&bytes);
             } else {
@@ -131,7 +141,7 @@ impl Versions {
     }
 
     /// The distinct contents of one block.
-    fn block(&self, from: usize) -> Vec<Bytes> {
+    pub(super) fn block(&self, from: usize) -> Vec<Bytes> {
         match self.odd.iter().find(|odd| odd.from == from) {
             Some(odd) => {
                 let mut distinct: Vec<Bytes> = Vec::new();

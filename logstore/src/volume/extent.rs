@@ -25,6 +25,12 @@ impl Extent {
     pub fn end(&self) -> u64 {
         self.at.saturating_add(self.len)
     }
+
+    /// Whether all of another one lies within it.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        other.at >= self.at && other.at.checked_add(other.len).is_some_and(|end| end <= self.end())
+    }
 }
 
 /// Rounds up to whole units.

@@ -4,11 +4,13 @@
 //!      0   header, copy A (4096 bytes, of which 72 are used)
 //!   4096   header, copy B
 //!  65536   catalog region
+//!      …   journal, of `journal_len` bytes, which may be none (see `journal`)
 //!      …   space for extents, from `space_at` to `space_at + space_len`
 //! ```
 //!
 //! A header, little-endian: magic 8 bytes · version u32 · reserved u32 · generation u64 · store id 16 bytes · catalog
-//! at u64, capacity u64, used length u64 · space at u64, length u64 (…88) · crc32c u32 over all before it.
+//! at u64, capacity u64, used length u64 · space at u64, length u64 · journal length u64 (…88) · crc32c u32 over all before
+//! it. Version 1 has no journal; a store that was made with it goes on without.
 //!
 //! A change writes the copy that does *not* hold the newest generation, and never touches the other before a flush
 //! has made the new one durable: tearing one update leaves the copy before it. The reader takes the newest copy whose
@@ -23,7 +25,9 @@ pub const COPY: u64 = 4096;
 /// Where the catalog region starts.
 pub const CATALOG_AT: u64 = UNIT;
 /// Format version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The version without a journal.
+const UNJOURNALED: u32 = 1;
 const MAGIC: [u8; 8] = *b"decalogV";
 const CRC_AT: usize = 88;
 
@@ -38,6 +42,8 @@ pub struct Layout {
     pub catalog: Extent,
     /// How much of that region is in use.
     pub catalog_len: u64,
+    /// The region of the journal, behind the catalog's; of no length where there is none.
+    pub journal: Extent,
     /// The region extents are taken from.
     pub space: Extent,
 }
@@ -60,17 +66,20 @@ pub enum HeaderFault {
 }
 
 impl Layout {
-    /// Lays out a volume of `size` bytes with a catalog of `catalog` bytes; `None` when it is too small.
+    /// Lays out a volume of `size` bytes with a catalog of `catalog` bytes and a journal of `journal`; `None` when it is too
+    /// small.
     #[must_use]
-    pub fn plan(size: u64, catalog: u64, store: Uuid) -> Option<Self> {
+    pub fn plan(size: u64, catalog: u64, journal: u64, store: Uuid) -> Option<Self> {
         let catalog = Extent { at: CATALOG_AT, len: catalog.next_multiple_of(UNIT) };
-        let at = catalog.end();
+        let journal = Extent { at: catalog.end(), len: journal.next_multiple_of(UNIT) };
+        let at = journal.end();
         let len = size.checked_sub(at)? / UNIT * UNIT;
         (len >= UNIT).then_some(Self {
             generation: 1,
             store,
             catalog,
             catalog_len: 0,
+            journal,
             space: Extent { at, len },
         })
     }
@@ -86,7 +95,7 @@ impl Layout {
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(COPY as usize);
         bytes.put_slice(&MAGIC);
-        bytes.put_u32_le(VERSION);
+        bytes.put_u32_le(if self.journal.len > 0 { VERSION } else { UNJOURNALED });
         bytes.put_u32_le(0);
         bytes.put_u64_le(self.generation);
         bytes.put_slice(self.store.as_bytes());
@@ -95,8 +104,7 @@ impl Layout {
         bytes.put_u64_le(self.catalog_len);
         bytes.put_u64_le(self.space.at);
         bytes.put_u64_le(self.space.len);
-        // 8 + 4 + 4 + 8 + 16 + 5 × 8 = 80; what is left up to the CRC is zero, for later.
-        bytes.resize(CRC_AT, 0);
+        bytes.put_u64_le(self.journal.len);
         let crc = crc32c::crc32c(&bytes);
         bytes.put_u32_le(crc);
         bytes.resize(COPY as usize, 0);
@@ -114,7 +122,7 @@ impl Layout {
         if crc32c::crc32c(&copy[..CRC_AT]) != stored {
             return Err(HeaderFault::Checksum);
         }
-        if version != VERSION {
+        if !(UNJOURNALED..=VERSION).contains(&version) {
             return Err(HeaderFault::Version(version));
         }
         at.advance(4);
@@ -124,7 +132,12 @@ impl Layout {
         let catalog = Extent { at: at.get_u64_le(), len: at.get_u64_le() };
         let catalog_len = at.get_u64_le();
         let space = Extent { at: at.get_u64_le(), len: at.get_u64_le() };
-        let layout = Self { generation, store: Uuid::from_bytes(store), catalog, catalog_len, space };
+        let journal = Extent { at: catalog.end(), len: at.get_u64_le() };
+        let store = Uuid::from_bytes(store);
+        let layout = Self { generation, store, catalog, catalog_len, journal, space };
+        if (version == UNJOURNALED) != (journal.len == 0) {
+            return Err(HeaderFault::Geometry("journal"));
+        }
         layout.check(size)?;
         Ok(layout)
     }
@@ -139,7 +152,10 @@ impl Layout {
         if self.catalog.at != CATALOG_AT || !fits(self.catalog) || self.catalog_len > self.catalog.len {
             return Err(HeaderFault::Geometry("catalog region"));
         }
-        if self.space.at < self.catalog.end() || !fits(self.space) {
+        if self.journal.len > 0 && !fits(self.journal) {
+            return Err(HeaderFault::Geometry("journal"));
+        }
+        if self.space.at < self.journal.end() || !fits(self.space) {
             return Err(HeaderFault::Geometry("space region"));
         }
         Ok(())
@@ -168,7 +184,7 @@ mod tests {
     const SIZE: u64 = 64 << 20;
 
     fn layout() -> Layout {
-        Layout::plan(SIZE, 4 << 20, Uuid::from_bytes([7; 16])).unwrap()
+        Layout::plan(SIZE, 4 << 20, 1 << 20, Uuid::from_bytes([7; 16])).unwrap()
     }
 
     #[test]
@@ -185,6 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn one_without_a_journal_is_of_the_first_version() {
+        let old = Layout::plan(SIZE, 4 << 20, 0, Uuid::nil()).unwrap();
+        let bytes = old.encode();
+        assert_eq!((bytes[8], Layout::decode(&bytes, SIZE)), (1, Ok(old)));
+        for (version, journal) in [(1, UNIT), (2, 0), (2, u64::MAX), (2, 1), (3, UNIT)] {
+            let mut bytes = layout().encode().to_vec();
+            bytes[8] = version;
+            bytes[80..88].copy_from_slice(&journal.to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+            bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+            assert!(Layout::decode(&bytes, SIZE).is_err(), "version {version}, {journal} bytes");
+        }
+    }
+
+    #[test]
     fn geometry_is_checked_against_the_volume() {
         assert!(matches!(Layout::decode(&layout().encode(), SIZE - UNIT), Err(HeaderFault::Geometry(_))));
         let mut overlapping = layout();
@@ -193,7 +224,7 @@ mod tests {
         let mut overflowing = layout();
         overflowing.space.len = u64::MAX / UNIT * UNIT;
         assert!(matches!(Layout::decode(&overflowing.encode(), SIZE), Err(HeaderFault::Geometry(_))));
-        assert_eq!(Layout::plan(4 << 20, 4 << 20, Uuid::nil()), None);
+        assert_eq!(Layout::plan(4 << 20, 4 << 20, 0, Uuid::nil()), None);
     }
 
     #[test]

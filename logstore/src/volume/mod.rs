@@ -7,6 +7,9 @@
 //! that commit makes both durable, the zeroes first; it is free again only after the commit that drops it *and* after
 //! the last lease on it. So a recycled extent can never show an old batch as the tail of a new log.
 //!
+//! What becomes durable where: small appends in the `journal`, many at once, and in their places with the next flush that
+//! somebody or nobody asked for; all else by a flush.
+//!
 //! Freed space is discarded, so that images shrink; what a kill kept from it, the next start discards (see `leftovers`).
 //!
 //! The disks write while the log grows: what was appended is on its way to them soon (`segment`), so that the flush that
@@ -19,6 +22,7 @@
 
 pub(crate) mod copies;
 pub(crate) mod extent;
+pub(crate) mod journal;
 pub(crate) mod layout;
 mod leftovers;
 mod segment;
@@ -35,6 +39,8 @@ use crate::ids;
 use crate::tasks::Tasks;
 use copies::{Head, look_blank};
 use extent::{Extent, FreeSpace, round_up};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use journal::{Committed, Found as FoundJournal, Journal, Segments};
 use layout::{HeaderFault, Layout};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Holder, ZeroMode};
@@ -55,6 +61,8 @@ const RESERVE_MOST: u64 = 64 << 20;
 /// Bytes of batches after which a flush begins that nobody has asked for. Less would keep the disks busy with the journals of
 /// file systems (at 32 MiB appends were a tenth slower), more would keep second copies in memory for longer.
 const UNFLUSHED: u64 = 96 << 20;
+/// Segments to which appends from the journal are written at the same time.
+const REPLAYED_AT_ONCE: usize = 32;
 /// The smallest volume that makes sense.
 const LEAST_SIZE: u64 = CATALOG_LEAST + (2 << 20);
 
@@ -64,6 +72,8 @@ pub(crate) struct VolumeHome {
     catalog: Arc<Catalog>,
     tasks: Arc<Tasks>,
     health: Arc<Health>,
+    /// `None` on a volume in memory, where no place costs more than others, and on one that was made before there were any.
+    journal: Option<Journal>,
     /// Bytes of batches since a flush last began.
     unflushed: AtomicU64,
     /// A flush is under way that nobody has asked for.
@@ -96,12 +106,18 @@ impl VolumeHome {
             }
             None => format(&device, &tasks).await?,
         };
+        if layout.catalog_len == 0 && layout.journal.len > 0 {
+            // It is being made: whatever a making before this one has left there.
+            Journal::format(&device, layout.journal, layout.store).await?;
+        }
         let catalog =
             Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), Arc::clone(&health)).await?;
+        let journal = replay(&device, &layout, &catalog, &tasks).await?;
         let space = FreeSpace::new(layout.space);
         let reserve = (space.free() / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
         let home = Arc::new(Self {
             healing: Healing::new(Some(Arc::clone(&device)), Arc::clone(&tasks)),
+            journal: journal.filter(|_| !device.is_instant()),
             device,
             catalog: Arc::clone(&catalog),
             tasks,
@@ -192,7 +208,14 @@ impl VolumeHome {
     /// Bytes of batches are about to be written. Costs an atomic operation.
     fn writes(self: &Arc<Self>, bytes: u64) {
         let before = self.unflushed.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes < UNFLUSHED || self.flushing.swap(true, Ordering::AcqRel) {
+        if before + bytes >= UNFLUSHED {
+            self.flush_unasked();
+        }
+    }
+
+    /// Begins a flush that nobody waits for, if none is under way.
+    fn flush_unasked(self: &Arc<Self>) {
+        if self.flushing.swap(true, Ordering::AcqRel) {
             return;
         }
         let home = Arc::clone(self);
@@ -204,9 +227,24 @@ impl VolumeHome {
         }));
     }
 
+    /// Brings all that was written to its place, durably; commits go on meanwhile.
     async fn flush_all(&self) -> Result<()> {
         self.unflushed.store(0, Ordering::Relaxed);
-        Ok(self.device.flush().await?)
+        let Some(journal) = &self.journal else { return Ok(self.device.flush().await?) };
+        let next = journal.next().await;
+        self.device.flush().await?;
+        journal.covered(next).await
+    }
+
+    /// Makes all that was written durable, in its place or in the journal.
+    async fn commit(self: &Arc<Self>) -> Result<()> {
+        let Some(journal) = &self.journal else { return self.flush_all().await };
+        match journal.commit().await? {
+            Committed::Written => {}
+            Committed::HalfFull => self.flush_unasked(),
+            Committed::Flushed => self.unflushed.store(0, Ordering::Relaxed),
+        }
+        Ok(())
     }
 
     /// Gives space back at once: no image behind it holds data of ours.
@@ -283,6 +321,11 @@ impl Home for Arc<VolumeHome> {
     }
 
     fn flush(&self) -> Io<'_, ()> {
+        Box::pin(self.commit())
+    }
+
+    fn closed(&self) -> Io<'_, ()> {
+        // The next start has nothing to replay.
         Box::pin(self.flush_all())
     }
 
@@ -320,8 +363,9 @@ pub(crate) async fn read_head(device: &Arc<dyn Device>) -> Result<Option<Head>> 
     match Head::read(device).await? {
         Ok(head) => Ok(Some(head)),
         Err(HeaderFault::Magic) => {
-            // Where the header and the catalog would go.
-            look_blank(device, (layout::CATALOG_AT + catalog_share(size)).min(size)).await?;
+            // Where the header, the catalog and the journal would go.
+            let head = layout::CATALOG_AT + catalog_share(size) + journal::share(size);
+            look_blank(device, head.min(size)).await?;
             Ok(None)
         }
         Err(HeaderFault::Version(found)) => {
@@ -339,15 +383,84 @@ fn catalog_share(size: u64) -> u64 {
 async fn format(device: &Arc<dyn Device>, tasks: &Arc<Tasks>) -> Result<Layout> {
     let (place, size) = (device.name().to_owned(), device.size());
     let store = ids::fresh(tasks.runtime().as_ref());
-    let layout = Layout::plan(size, catalog_share(size), store).ok_or(Error::TooSmall {
-        place,
-        size,
-        needed: LEAST_SIZE,
-    })?;
+    let layout = Layout::plan(size, catalog_share(size), journal::share(size), store)
+        .ok_or(Error::TooSmall { place, size, needed: LEAST_SIZE })?;
     device.write(layout.copy_at(), layout.encode(), Durability::Cached).await?;
     device.flush().await?;
     tracing::info!("formatted {} as log store {}", device.name(), Uuid::hyphenated(store));
     Ok(layout)
+}
+
+/// Writes appends that are in the journal only to their places, and begins a new life of it. `None` where there is none.
+async fn replay(
+    device: &Arc<dyn Device>,
+    layout: &Layout,
+    catalog: &Catalog,
+    tasks: &Tasks,
+) -> Result<Option<Journal>> {
+    let Layout { journal: region, store, .. } = *layout;
+    if region.len == 0 {
+        return Ok(None);
+    }
+    let mut found = FoundJournal::read(device, region, store, true).await?;
+    let place = device.name();
+    if found.gaps > 0 {
+        tracing::error!(
+            "{place}: {} records of the journal are damaged in all copies; what was appended by them is there if it \
+             had reached its place",
+            found.gaps
+        );
+    }
+    if !found.segments.is_empty() {
+        let segments = std::mem::take(&mut found.segments);
+        let written = write_back(device, layout, catalog, segments).await?;
+        device.flush().await?;
+        tracing::info!(
+            "{place}: {} appends of the journal were brought to their places, {written} bytes",
+            found.appends
+        );
+    }
+    let mut salt = [0; 8];
+    tasks.runtime().fill_random(&mut salt);
+    let journal = Journal::begin(Arc::clone(device), region, store, &found, u64::from_le_bytes(salt)).await?;
+    Ok(Some(journal))
+}
+
+/// Writes bytes to segments that are open; returns how many.
+async fn write_back(
+    device: &Arc<dyn Device>,
+    layout: &Layout,
+    catalog: &Catalog,
+    segments: Segments,
+) -> Result<u64> {
+    let open = |record: &SegmentRecord| record.sealed.is_none();
+    let records = catalog.records::<SegmentRecord>(Table::Segments)?.into_iter();
+    let known: HashMap<SegmentKey, SegmentRecord> = records
+        .filter(|(_, record)| open(record))
+        .filter_map(|(key, record)| Some((SegmentKey::read(&key)?, record)))
+        .collect();
+    let written = stream::iter(segments)
+        .filter_map(|(key, runs)| std::future::ready(known.get(&key).map(|record| (record, runs))))
+        .map(|(record, runs)| async move {
+            let mut written = 0;
+            for (at, run) in runs {
+                let Some(places) = segment::places(&record.extents, at, run.len() as u64) else { continue };
+                let mut rest = run.freeze();
+                for place in places {
+                    let part = rest.split_to(place.len as usize);
+                    // An extent that makes no sense is told of where segments are found.
+                    if layout.space.contains(&place) {
+                        written += place.len;
+                        device.write(place.at, part, Durability::Cached).await?;
+                    }
+                }
+            }
+            Ok::<u64, Error>(written)
+        })
+        .buffer_unordered(REPLAYED_AT_ONCE)
+        .try_fold(0, |all, written| std::future::ready(Ok(all + written)))
+        .await?;
+    Ok(written)
 }
 
 /// Makes an extent read as zeroes, whatever it held.

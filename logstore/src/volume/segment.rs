@@ -1,7 +1,7 @@
 //! A segment's bytes as a chain of extents.
 //!
-//! Cost of a write: one device write (two where it crosses from one extent to a neighbourless next), no copy, a read
-//! lock for the map. Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are
+//! Cost of a write: one device write (two where it crosses from one extent to a neighbourless next), a read lock for the map;
+//! no copy, but of a small one, which the journal gathers. Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are
 //! begun, the next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so
 //! that a busy log rarely waits for the catalog: its two flushes take as long as some ten MiB of appends to a fast disk.
 //! The first extent is taken by the first write. Every [`WRITE_BACK`] bytes the disks are told to begin with what was written.
@@ -60,7 +60,7 @@ fn room(extents: &[Extent]) -> u64 {
 }
 
 /// The places of `len` bytes from `at` on, as (position on the volume, bytes).
-fn places(extents: &[Extent], at: u64, len: u64) -> Option<Vec<Extent>> {
+pub(super) fn places(extents: &[Extent], at: u64, len: u64) -> Option<Vec<Extent>> {
     let mut found: Vec<Extent> = Vec::with_capacity(1);
     let (mut skip, mut left) = (at, len);
     for extent in extents {
@@ -392,7 +392,7 @@ impl SegmentBytes for VolumeSegment {
         Box::pin(async move {
             let places = self.places(at, len)?;
             if let [place] = places[..] {
-                self.home.device.write(place.at, data, Durability::Cached).await?;
+                self.home.device.write(place.at, data.clone(), Durability::Cached).await?;
             } else {
                 let mut from = 0;
                 let writes: Vec<_> = places
@@ -404,6 +404,11 @@ impl SegmentBytes for VolumeSegment {
                     })
                     .collect();
                 futures_util::future::try_join_all(writes).await?;
+            }
+            // What is written beside the log is flushed before it takes its place.
+            if let Some(journal) = self.home.journal.as_ref().filter(|_| !self.beside.load(Ordering::Acquire))
+            {
+                journal.gather(&self.key, at, &data);
             }
             self.begin_write_back(&(at..at + len));
             Ok(())
@@ -465,6 +470,9 @@ impl SegmentBytes for VolumeSegment {
             let reach = room(&self.record.read().extents);
             for place in self.places(end, reach.saturating_sub(end))? {
                 zero(&self.home.device, place).await?;
+            }
+            if let Some(journal) = &self.home.journal {
+                journal.write_beside();
             }
             Ok(())
         })

@@ -501,6 +501,12 @@ impl Device for Volume {
         self.change(Operation::Write, at, Change::Data(data), durability)
     }
 
+    fn is_instant(&self) -> bool {
+        let roster = self.inner.roster.load();
+        let mut members = roster.written().peekable();
+        members.peek().is_some() && members.all(|member| member.device.is_instant())
+    }
+
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
         let done = self.inner.read_now(at, buf);
         if done {

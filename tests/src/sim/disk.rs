@@ -168,6 +168,8 @@ pub struct Counts {
     pub reads: u64,
     /// Writes submitted, write zeroes included.
     pub writes: u64,
+    /// Those of them that were to be durable when they completed.
+    pub stable_writes: u64,
     /// Flushes submitted.
     pub flushes: u64,
     /// Discards submitted.
@@ -192,6 +194,10 @@ impl Request {
             Self::Discard { at, len } => (Operation::Discard, *at, *len),
             Self::Flush => (Operation::Flush, 0, 0),
         }
+    }
+
+    fn is_stable(&self) -> bool {
+        matches!(self, Self::Write { durability, .. } | Self::Zero { durability, .. } if *durability == Durability::Stable)
     }
 
     /// Refuses what reaches past the end, which is where who asks believes it to be.
@@ -450,6 +456,7 @@ impl SimDisk {
         let mut state = self.state.lock();
         let state = &mut *state;
         state.count(operation);
+        state.counts.stable_writes += u64::from(request.is_stable());
         let number = state.next_operation;
         state.next_operation += 1;
         let struck = if state.gone { Some((Errno::NODEV, true)) } else { state.strike(operation, at, len) };
