@@ -218,7 +218,8 @@ pub(crate) trait Home: Debug + Send + Sync {
     /// Where Kafka's offset checkpoints are kept; `None` where nobody else looks for them.
     fn checkpoints(&self) -> Option<&Checkpoints>;
 
-    /// Makes every write that completed before this call durable, in all partitions.
+    /// Makes every write that completed before this call durable, in all partitions; but of segments that are written beside
+    /// the log: [`SegmentBytes::take_place`] sees to those.
     fn flush(&self) -> Io<'_, ()>;
 
     /// The catalog is closed: nothing is written any more.

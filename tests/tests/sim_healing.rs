@@ -630,13 +630,15 @@ fn what_rots_in_the_journal_on_one_leg_comes_back_from_the_other() {
     template.rig.sim.block_on(life).unwrap();
     template.power_off();
     for leg in BOTH {
-        for errno in [None, Some(Errno::IO)] {
+        // Of the batch, or of the length of the record around it.
+        for (errno, skip, len) in [(None, 30, 300), (Some(Errno::IO), 30, 300), (None, -83, 1)] {
             let machine = template.fork(11);
             let mut rotten = 0;
             for batch in 22..28 {
                 // Those of a segment that was closed are in their places, too.
                 if let [found] = &machine.find_all(leg, batch)[..] {
-                    machine.rig.disks[leg].poke(found.start + 30, &[0xa5; 300]);
+                    let at = found.start.checked_add_signed(skip).unwrap();
+                    machine.rig.disks[leg].poke(at, &vec![0xa5; len]);
                     if let Some(errno) = errno {
                         refuse_writes(&machine, leg, found, errno);
                     }

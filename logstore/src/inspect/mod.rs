@@ -427,7 +427,7 @@ async fn journaled(device: &Arc<dyn Device>, layout: &Layout, findings: &mut Vec
             if gaps > 0 {
                 findings.push(fault(format!(
                     "the journal: {gaps} records are damaged in all copies; what was appended by them is there if it had \
-                     reached its place"
+                     reached its place, and else the next start cuts their logs there"
                 )));
             }
             segments

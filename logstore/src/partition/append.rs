@@ -3,7 +3,8 @@
 //! Cost of an append to a warm partition, for however many batches it carries: one CRC-32C pass and no copy if the
 //! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); three async locks
 //! without contention; one task, which owns the write, so that a caller that goes away cannot leave two writes racing
-//! for one place; one device write. Some fifteen short locks: `progress` three or four times; `record`, the index, the end, and
+//! for one place; one device write, and where that is small and on a volume, a copy into its journal, under a short lock of
+//! all partitions. Some fifteen short locks: `progress` three or four times; `record`, the index, the end, and
 //! what counts as checked once; the count of tasks and the watch channel. As many shared looks, at health, configuration, the
 //! end and the map of extents. Allocations: the task with its channel, the header list, the boxed futures of reserve and
 //! write, the list of places, the list of what is in flight and a channel to the next one (`turn`), and what the device's

@@ -1,7 +1,7 @@
 //! The head of a volume: where the catalog and the space for extents lie. Pure.
 //!
 //! ```text
-//!      0   header, copy A (4096 bytes, of which 72 are used)
+//!      0   header, copy A (4096 bytes, of which 92 are used)
 //!   4096   header, copy B
 //!  65536   catalog region
 //!      …   journal, of `journal_len` bytes, which may be none (see `journal`)
@@ -28,6 +28,8 @@ pub const CATALOG_AT: u64 = UNIT;
 pub const VERSION: u32 = 2;
 /// The version without a journal.
 const UNJOURNALED: u32 = 1;
+/// A start holds all of it in memory.
+const LONGEST_JOURNAL: u64 = 1 << 30;
 const MAGIC: [u8; 8] = *b"decalogV";
 const CRC_AT: usize = 88;
 
@@ -152,7 +154,7 @@ impl Layout {
         if self.catalog.at != CATALOG_AT || !fits(self.catalog) || self.catalog_len > self.catalog.len {
             return Err(HeaderFault::Geometry("catalog region"));
         }
-        if self.journal.len > 0 && !fits(self.journal) {
+        if self.journal.len > 0 && (!fits(self.journal) || self.journal.len > LONGEST_JOURNAL) {
             return Err(HeaderFault::Geometry("journal"));
         }
         if self.space.at < self.journal.end() || !fits(self.space) {

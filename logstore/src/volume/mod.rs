@@ -112,9 +112,10 @@ impl VolumeHome {
         }
         let catalog =
             Catalog::on_volume(Arc::clone(&device), layout, Arc::clone(&tasks), Arc::clone(&health)).await?;
-        let journal = replay(&device, &layout, &catalog, &tasks).await?;
-        let space = FreeSpace::new(layout.space);
-        let reserve = (space.free() / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
+        let mut space = FreeSpace::new(layout.space);
+        let segments = find_segments(&catalog, &mut space)?;
+        let journal = replay(&device, &layout, &segments, &tasks).await?;
+        let reserve = (layout.space.len / RESERVE_SHARE).clamp(RESERVE_LEAST, RESERVE_MOST);
         let home = Arc::new(Self {
             healing: Healing::new(Some(Arc::clone(&device)), Arc::clone(&tasks)),
             journal: journal.filter(|_| !device.is_instant()),
@@ -128,47 +129,21 @@ impl VolumeHome {
             reserve,
             found: Mutex::new(HashMap::new()),
         });
-        home.find_segments()?;
+        home.keep(segments);
         Ok((home, catalog))
     }
 
-    fn find_segments(self: &Arc<Self>) -> Result<()> {
-        let mut space = self.space.lock();
+    /// Keeps segments for whoever asks for them.
+    fn keep(self: &Arc<Self>, segments: Vec<(SegmentKey, SegmentRecord)>) {
         let mut found = self.found.lock();
-        for (key, record) in self.catalog.records::<SegmentRecord>(Table::Segments)? {
-            let key = SegmentKey::read(&key)
-                .ok_or_else(|| self.catalog.damaged("a segment's key is not one".to_owned()))?;
-            let what = |reason: &dyn std::fmt::Display| {
-                let PartitionKey { topic, partition } = key.partition;
-                self.catalog.damaged(format!(
-                    "segment {} of partition {partition} of topic {topic}: {reason}",
-                    key.base
-                ))
-            };
-            let blobs = record.blobs.values().filter_map(|blob| blob.at.as_ref());
-            for extent in record.extents.iter().chain(blobs) {
-                space.claim(*extent).map_err(|misplaced| what(&misplaced))?;
-            }
-            let room: u64 = record.extents.iter().map(|extent| extent.len).sum();
-            if record.sealed.is_some_and(|sealed| sealed > room) {
-                return Err(what(&"it is larger than its extents"));
-            }
-            if record.blobs.values().any(|blob| blob.at.is_some_and(|at| at.len < blob.len)) {
-                return Err(what(&"its index bytes are larger than their extent"));
-            }
+        for (key, record) in segments {
             let (sealed, written) = (record.sealed, record.written);
+            let reach = record.extents.iter().map(|extent| extent.len).sum();
             let bytes = VolumeSegment::new(self, key, record);
             // Keys come sorted, so segments do too.
-            found.entry(key.partition).or_default().push(Found {
-                base: key.base,
-                bytes,
-                sealed,
-                reach: room,
-                exact: false,
-                written,
-            });
+            let of_partition = found.entry(key.partition).or_default();
+            of_partition.push(Found { base: key.base, bytes, sealed, reach, exact: false, written });
         }
-        Ok(())
     }
 
     /// Space for records: leaves the reserve alone. The largest piece up to `want`, at least something.
@@ -233,6 +208,8 @@ impl VolumeHome {
         let Some(journal) = &self.journal else { return Ok(self.device.flush().await?) };
         let next = journal.next().await;
         self.device.flush().await?;
+        // One that failed beside it may have been told what is lost here.
+        self.health.check()?;
         journal.covered(next).await
     }
 
@@ -325,8 +302,13 @@ impl Home for Arc<VolumeHome> {
     }
 
     fn closed(&self) -> Io<'_, ()> {
-        // The next start has nothing to replay.
-        Box::pin(self.flush_all())
+        Box::pin(async {
+            match &self.journal {
+                // The next start has nothing to replay.
+                Some(journal) => journal.close().await,
+                None => Ok(()),
+            }
+        })
     }
 
     fn prepare_topic<'a>(&'a self, _: &'a TopicRecord) -> Io<'a, ()> {
@@ -391,11 +373,38 @@ async fn format(device: &Arc<dyn Device>, tasks: &Arc<Tasks>) -> Result<Layout> 
     Ok(layout)
 }
 
+/// The segments that the catalog knows, by key. Their space is taken.
+fn find_segments(catalog: &Catalog, space: &mut FreeSpace) -> Result<Vec<(SegmentKey, SegmentRecord)>> {
+    let mut segments = Vec::new();
+    for (key, record) in catalog.records::<SegmentRecord>(Table::Segments)? {
+        let key =
+            SegmentKey::read(&key).ok_or_else(|| catalog.damaged("a segment's key is not one".to_owned()))?;
+        let what = |reason: &dyn std::fmt::Display| {
+            let PartitionKey { topic, partition } = key.partition;
+            catalog
+                .damaged(format!("segment {} of partition {partition} of topic {topic}: {reason}", key.base))
+        };
+        let blobs = record.blobs.values().filter_map(|blob| blob.at.as_ref());
+        for extent in record.extents.iter().chain(blobs) {
+            space.claim(*extent).map_err(|misplaced| what(&misplaced))?;
+        }
+        let room: u64 = record.extents.iter().map(|extent| extent.len).sum();
+        if record.sealed.is_some_and(|sealed| sealed > room) {
+            return Err(what(&"it is larger than its extents"));
+        }
+        if record.blobs.values().any(|blob| blob.at.is_some_and(|at| at.len < blob.len)) {
+            return Err(what(&"its index bytes are larger than their extent"));
+        }
+        segments.push((key, record));
+    }
+    Ok(segments)
+}
+
 /// Writes appends that are in the journal only to their places, and begins a new life of it. `None` where there is none.
 async fn replay(
     device: &Arc<dyn Device>,
     layout: &Layout,
-    catalog: &Catalog,
+    known: &[(SegmentKey, SegmentRecord)],
     tasks: &Tasks,
 ) -> Result<Option<Journal>> {
     let Layout { journal: region, store, .. } = *layout;
@@ -407,13 +416,13 @@ async fn replay(
     if found.gaps > 0 {
         tracing::error!(
             "{place}: {} records of the journal are damaged in all copies; what was appended by them is there if it \
-             had reached its place",
+             had reached its place, and else their logs are cut there",
             found.gaps
         );
     }
     if !found.segments.is_empty() {
         let segments = std::mem::take(&mut found.segments);
-        let written = write_back(device, layout, catalog, segments).await?;
+        let written = write_back(device, known, segments).await?;
         device.flush().await?;
         tracing::info!(
             "{place}: {} appends of the journal were brought to their places, {written} bytes",
@@ -426,34 +435,39 @@ async fn replay(
     Ok(Some(journal))
 }
 
-/// Writes bytes to segments that are open; returns how many.
+/// Writes bytes to segments that are open; returns how many. What cannot be written is an error: it is in the journal, and
+/// will be there at the next start.
 async fn write_back(
     device: &Arc<dyn Device>,
-    layout: &Layout,
-    catalog: &Catalog,
+    known: &[(SegmentKey, SegmentRecord)],
     segments: Segments,
 ) -> Result<u64> {
-    let open = |record: &SegmentRecord| record.sealed.is_none();
-    let records = catalog.records::<SegmentRecord>(Table::Segments)?.into_iter();
-    let known: HashMap<SegmentKey, SegmentRecord> = records
-        .filter(|(_, record)| open(record))
-        .filter_map(|(key, record)| Some((SegmentKey::read(&key)?, record)))
+    let open: HashMap<&SegmentKey, &SegmentRecord> = known
+        .iter()
+        .filter(|(_, record)| record.sealed.is_none())
+        .map(|(key, record)| (key, record))
         .collect();
+    let open = &open;
     let written = stream::iter(segments)
-        .filter_map(|(key, runs)| std::future::ready(known.get(&key).map(|record| (record, runs))))
-        .map(|(record, runs)| async move {
+        .map(|(key, runs)| async move {
             let mut written = 0;
+            let Some(record) = open.get(&key) else { return Ok(0) };
             for (at, run) in runs {
-                let Some(places) = segment::places(&record.extents, at, run.len() as u64) else { continue };
+                let len = run.len() as u64;
+                let Some(places) = segment::places(&record.extents, at, len) else {
+                    let SegmentKey { partition: PartitionKey { topic, partition }, base } = key;
+                    tracing::warn!(
+                        "the journal has {len} bytes at {at} of segment {base} of partition {partition} of topic \
+                         {topic}, where it has no place"
+                    );
+                    continue;
+                };
                 let mut rest = run.freeze();
                 for place in places {
                     let part = rest.split_to(place.len as usize);
-                    // An extent that makes no sense is told of where segments are found.
-                    if layout.space.contains(&place) {
-                        written += place.len;
-                        device.write(place.at, part, Durability::Cached).await?;
-                    }
+                    device.write(place.at, part, Durability::Cached).await?;
                 }
+                written += len;
             }
             Ok::<u64, Error>(written)
         })

@@ -416,7 +416,8 @@ impl SegmentBytes for VolumeSegment {
     }
 
     fn found(&self) {
-        // A flush covers all that is on the volume: each of its members is synced as a whole, whoever wrote to it.
+        // The first commit of a life is a flush (`journal`), and that covers all that is on the volume: each of its members is
+        // synced as a whole, whoever wrote to it.
     }
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {

@@ -20,10 +20,12 @@
 //!   A power cut before that has the next start do the same again.
 //!
 //! What is not sound here in one copy is looked for in the others, and mended. A record that has rotted in all of them is told
-//! of and passed over: its appends may well be in their places.
+//! of and passed over, if others follow: its appends may well be in their places. If it was the last one, nothing tells it from
+//! one that the power was cut in. One that cannot be read, and that others follow, has the store not open: it may be read the
+//! next time.
 //!
-//! Cost: for an append one copy and a short lock; for a commit one stable write, a system call for each leg of it. At a start:
-//! what counts of the journal is read, and the length of one record behind it. Memory: a record, while it is gathered; at a
+//! Cost: for an append one copy and a short lock; for a commit one stable write, a system call for each leg of it. A start
+//! after a stop in order reads the pointers, any other one the whole journal. Memory: a record, while it is gathered; at a
 //! start as much as the journal holds.
 
 mod record;
@@ -36,7 +38,8 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability};
 use record::{BLOCK, LONGEST, Name, Pointer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -61,6 +64,9 @@ pub(crate) struct Segments(BTreeMap<SegmentKey, Vec<(u64, BytesMut)>>);
 
 impl Segments {
     fn add(&mut self, key: SegmentKey, at: u64, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
         let runs = self.0.entry(key).or_default();
         match runs.last_mut() {
             // Appends to one segment mostly follow each other.
@@ -97,70 +103,9 @@ pub(crate) struct Found {
     end: u64,
     /// Appends that its records hold.
     pub(crate) appends: u64,
-    /// Places between records that count where a record is missing that must have been there, as far as is known.
+    /// Places before its last record where there must have been others.
     pub(crate) gaps: u64,
     pub(crate) segments: Segments,
-}
-
-/// Where blocks of the journal lie, and how they are read.
-struct Blocks<'a> {
-    device: &'a Arc<dyn Device>,
-    region: Extent,
-    store: Uuid,
-    /// Whether what is sound in some copies only is made the content of all.
-    mends: bool,
-}
-
-impl Blocks<'_> {
-    /// Blocks for records.
-    fn count(&self) -> u64 {
-        count(self.region)
-    }
-
-    /// A sound record with this number, and its length.
-    async fn record(&self, number: u64, salt: u64) -> Result<Option<(Bytes, usize, Name)>> {
-        let at = place(self.region, number);
-        let is_it = |(_, name): &(usize, Name)| name.number == number && name.salt == salt;
-        let first = Versions::read(self.device, at, BLOCK).await?;
-        let first = first.block(0);
-        let heads = first.iter().filter_map(|block| record::head(block, self.store)).filter(is_it);
-        let Some(len) = heads.map(|(len, _)| len).max() else { return Ok(None) };
-        let all = (len as u64).next_multiple_of(BLOCK);
-        if number % self.count() + all / BLOCK > self.count() {
-            return Ok(None);
-        }
-        let versions = Versions::read(self.device, at, all).await?;
-        let sound = |content: &[u8]| record::check(content, self.store).filter(is_it);
-        let Some(good) = versions.best(|content| sound(content).map(|_| 0)) else {
-            return Ok(None);
-        };
-        if self.mends {
-            versions.mend(self.device, &good, "the journal").await?;
-        }
-        Ok(sound(&good).map(|(len, name)| (good, len, name)))
-    }
-
-    /// The next number from `from` on, within `blocks`, that a block of this life says to be a record's.
-    async fn next_head(&self, from: u64, blocks: u64, salt: u64) -> Option<u64> {
-        let (mut next, end) = (from, from + blocks);
-        while next < end {
-            let run = (end - next).min(self.count() - next % self.count()).min(LONGEST as u64 / BLOCK);
-            let Ok(content) = Versions::read(self.device, place(self.region, next), run * BLOCK).await else {
-                // Nothing that counts need lie there.
-                next += run;
-                continue;
-            };
-            for (number, at) in (next..).zip((0..run * BLOCK).step_by(BLOCK as usize)) {
-                let heads = content.block(at as usize);
-                let mut names = heads.iter().filter_map(|block| record::head(block, self.store));
-                if names.any(|(_, name)| name.number == number && name.salt == salt) {
-                    return Some(number);
-                }
-            }
-            next += run;
-        }
-        None
-    }
 }
 
 /// Blocks for records in a region.
@@ -172,61 +117,165 @@ fn place(region: Extent, number: u64) -> u64 {
     region.at + POINTERS + number % count(region) * BLOCK
 }
 
+/// The number of the record that follows at `next`, if it has so many blocks.
+fn following(region: Extent, next: u64, blocks: u64) -> u64 {
+    let all = count(region);
+    if next % all + blocks > all { next.next_multiple_of(all) } else { next }
+}
+
+/// Where the journal lies, and how it is read.
+struct Reader<'a> {
+    device: &'a Arc<dyn Device>,
+    region: Extent,
+    store: Uuid,
+    /// Whether what is sound in some copies only is made the content of all.
+    mends: bool,
+}
+
+/// What blocks say of records, unchecked: the lengths that a number has in some copy.
+struct Heads {
+    lengths: BTreeMap<u64, BTreeSet<usize>>,
+    /// Blocks that no copy answers, and why.
+    unreadable: Vec<(Range<u64>, Error)>,
+}
+
+impl Reader<'_> {
+    /// The sound pointers in the two places for them.
+    async fn pointers(&self) -> Result<[Option<Pointer>; 2]> {
+        let (mut found, mut failure) = ([None; 2], None);
+        for (slot, found) in found.iter_mut().enumerate() {
+            let at = self.region.at + slot as u64 * BLOCK;
+            let versions = match Versions::read(self.device, at, BLOCK).await {
+                Ok(versions) => versions,
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            let turn = |content: &[u8]| Pointer::decode(content, self.store).map(|pointer| pointer.turn);
+            let Some(good) = versions.best(turn) else { continue };
+            if self.mends {
+                versions.mend(self.device, &good, "the journal").await?;
+            }
+            *found = Pointer::decode(&good, self.store);
+        }
+        match failure {
+            Some(error) if found.iter().all(Option::is_none) => Err(error),
+            _ => Ok(found),
+        }
+    }
+
+    /// What all blocks say of records that count by `pointer`.
+    async fn heads(&self, pointer: Pointer) -> Heads {
+        let mut heads = Heads { lengths: BTreeMap::new(), unreadable: Vec::new() };
+        let (all, at_once) = (count(self.region), LONGEST as u64 / BLOCK);
+        let mut at = 0;
+        while at < all {
+            let run = (all - at).min(at_once);
+            if self.heads_of(pointer, at, run, &mut heads).await.is_err() {
+                for one in at..at + run {
+                    if let Err(error) = self.heads_of(pointer, one, 1, &mut heads).await {
+                        heads.unreadable.push((one..one + 1, error));
+                    }
+                }
+            }
+            at += run;
+        }
+        heads
+    }
+
+    async fn heads_of(&self, pointer: Pointer, at: u64, run: u64, heads: &mut Heads) -> Result<()> {
+        let content = Versions::read(self.device, place(self.region, at), run * BLOCK).await?;
+        let all = count(self.region);
+        for (block, from) in (at..at + run).zip((0..).step_by(BLOCK as usize)) {
+            for copy in content.block(from) {
+                let Some((len, name)) = record::head(&copy, self.store) else { continue };
+                // Two laps: one of two pointers may be a lap behind.
+                let is_live = name.salt == pointer.salt
+                    && (pointer.first..pointer.first + 2 * all).contains(&name.number);
+                if is_live && name.number % all == block {
+                    heads.lengths.entry(name.number).or_default().insert(len);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A sound record with this number and length. What cannot be read is not sound.
+    async fn record(&self, number: u64, salt: u64, len: usize) -> Result<Option<Bytes>> {
+        let blocks = (len as u64).div_ceil(BLOCK);
+        if number % count(self.region) + blocks > count(self.region) {
+            return Ok(None);
+        }
+        let Ok(versions) = Versions::read(self.device, place(self.region, number), blocks * BLOCK).await
+        else {
+            return Ok(None);
+        };
+        let wanted = (len, Name { store: self.store, salt, number });
+        let Some(good) = versions.best(|content| {
+            let is_it = record::check(content, self.store) == Some(wanted);
+            is_it.then_some(0)
+        }) else {
+            return Ok(None);
+        };
+        if self.mends {
+            versions.mend(self.device, &good, "the journal").await?;
+        }
+        Ok(Some(good))
+    }
+}
+
 impl Found {
-    /// Reads the journal in `region`, and makes what is sound in some copies the content of all if `mends`.
+    /// Reads the journal in `region`, and makes what is sound in some copies the content of all if `mends`. An error says that
+    /// a record that must have been there cannot be read now: nothing is given up for that.
     pub(crate) async fn read(
         device: &Arc<dyn Device>,
         region: Extent,
         store: Uuid,
         mends: bool,
     ) -> Result<Self> {
-        let versions = Versions::read(device, region.at, POINTERS).await?;
-        let slots = [0, BLOCK as usize].map(|from| {
-            let candidates = versions.block(from).into_iter();
-            let sound = candidates.filter_map(|block| Some((Pointer::decode(&block, store)?, block)));
-            sound.max_by_key(|(pointer, _)| pointer.turn)
-        });
-        let newest = slots.iter().flatten().map(|(pointer, _)| *pointer).max_by_key(|pointer| pointer.turn);
-        let Some(pointer) = newest else {
+        let reader = Reader { device, region, store, mends };
+        let pointers = reader.pointers().await?;
+        let Some(pointer) = pointers.iter().flatten().copied().max_by_key(|pointer| pointer.turn) else {
             let reason = "neither pointer of its journal is sound in any copy".to_owned();
             return Err(Error::DamagedHeader { place: device.name().to_owned(), reason });
         };
-        if let (true, [Some((_, a)), Some((_, b))]) = (mends, &slots) {
-            let good = Bytes::from([&a[..], &b[..]].concat());
-            versions.mend(device, &good, "the journal").await?;
+        let mut found =
+            Self { pointer, end: pointer.first, appends: 0, gaps: 0, segments: Segments::default() };
+        if pointer.closed && pointers.iter().all(Option::is_some) {
+            return Ok(found);
         }
-        let blocks = Blocks { device, region, store, mends };
-        // Where one pointer is not sound, the other may be older: then nothing is known of where records end.
-        let is_torn = slots.iter().any(Option::is_none);
-        let ahead = if is_torn { blocks.count() } else { LONGEST as u64 / BLOCK };
-        let (mut appends, mut gaps, mut segments) = (0, 0, Segments::default());
-        let mut end = pointer.first;
-        loop {
-            let lap = end.next_multiple_of(blocks.count());
-            let mut next = blocks.record(end, pointer.salt).await?;
-            if next.is_none() && lap > end {
-                next = blocks.record(lap, pointer.salt).await?;
-            }
-            if let Some((record, len, name)) = next {
-                match record::replay(&record, len, &mut segments) {
-                    Some(count) => appends += count,
-                    None => gaps += 1,
-                }
-                end = name.number + record.len() as u64 / BLOCK;
+        let Heads { lengths, mut unreadable } = reader.heads(pointer).await;
+        // Records before it are known to follow each other only if this pointer is the last that was written.
+        let mut is_first = pointers.iter().any(Option::is_none);
+        for (number, lengths) in lengths {
+            if number < found.end {
+                // Within another one.
                 continue;
             }
-            // Behind the last one nothing of this life is left, unless one was passed over.
-            match blocks.next_head(end + 1, ahead, pointer.salt).await {
-                Some(number) => {
-                    // One that is torn is the last, and owed to nobody; one with others behind it was durable.
-                    let is_sound = blocks.record(number, pointer.salt).await?.is_some();
-                    gaps += u64::from(is_sound);
-                    end = number + u64::from(!is_sound);
+            for len in lengths {
+                let Some(record) = reader.record(number, pointer.salt, len).await? else { continue };
+                let blocks = (len as u64).div_ceil(BLOCK);
+                if !std::mem::take(&mut is_first) && following(region, found.end, blocks) != number {
+                    let between = |(block, _): &(Range<u64>, Error)| {
+                        let all = count(region);
+                        let nearest = found.end + (block.start + all - found.end % all) % all;
+                        nearest < number
+                    };
+                    if let Some(at) = unreadable.iter().position(between) {
+                        return Err(unreadable.swap_remove(at).1);
+                    }
+                    found.gaps += 1;
                 }
-                None => break,
+                match record::replay(&record, len, &mut found.segments) {
+                    Some(appends) => found.appends += appends,
+                    None => found.gaps += 1,
+                }
+                found.end = number + blocks;
+                break;
             }
         }
-        Ok(Self { pointer, end, appends, gaps, segments })
+        Ok(found)
     }
 }
 
@@ -292,7 +341,7 @@ impl Journal {
     /// Makes an empty journal of a store that is being made.
     pub(super) async fn format(device: &Arc<dyn Device>, region: Extent, store: Uuid) -> Result<()> {
         for turn in 0..2 {
-            let pointer = Pointer { turn, salt: 0, first: 0 };
+            let pointer = Pointer { turn, salt: 0, first: 0, closed: true };
             device.write(region.at + pointer.at(), pointer.encode(store), Durability::Stable).await?;
         }
         Ok(())
@@ -307,6 +356,7 @@ impl Journal {
         salt: u64,
     ) -> Result<Self> {
         let Found { pointer, end, .. } = *found;
+        let pointer = Pointer { closed: false, ..pointer };
         // What an earlier start has written, nobody here has flushed.
         let gathered = Gathered { record: None, appends: 0, beside: true, last: 0 };
         let journal = Self {
@@ -318,7 +368,7 @@ impl Journal {
         };
         // Both pointers: if one rots, the other one knows as much.
         for _ in 0..2 {
-            journal.point(&mut *journal.end.lock().await, end, salt).await?;
+            journal.point(&mut *journal.end.lock().await, Pointer { salt, first: end, ..pointer }).await?;
         }
         Ok(journal)
     }
@@ -379,12 +429,8 @@ impl Journal {
 
     /// The number of a record of so many blocks, if there is room for it.
     fn room(&self, end: &End, blocks: u64) -> Option<u64> {
-        let all = count(self.region);
-        let number = match end.next % all {
-            at if at + blocks > all => end.next.next_multiple_of(all),
-            _ => end.next,
-        };
-        (number + blocks <= end.pointer.first + all).then_some(number)
+        let number = following(self.region, end.next, blocks);
+        (number + blocks <= end.pointer.first + count(self.region)).then_some(number)
     }
 
     /// Number of the next record: a flush that begins now covers the appends of all before it.
@@ -408,11 +454,22 @@ impl Journal {
         if first <= end.pointer.first {
             return Ok(());
         }
-        self.point(end, first, end.pointer.salt).await
+        self.point(end, Pointer { first, ..end.pointer }).await
     }
 
-    async fn point(&self, end: &mut End, first: u64, salt: u64) -> Result<()> {
-        let pointer = Pointer { turn: end.pointer.turn + 1, salt, first };
+    /// All is in its place, and nothing is written any more.
+    pub(super) async fn close(&self) -> Result<()> {
+        let mut end = self.end.lock().await;
+        self.device.flush().await?;
+        let pointer = Pointer { first: end.next, closed: true, ..end.pointer };
+        // Both, as in the beginning.
+        self.point(&mut end, pointer).await?;
+        self.point(&mut end, pointer).await
+    }
+
+    /// Writes this pointer, but for its turn.
+    async fn point(&self, end: &mut End, pointer: Pointer) -> Result<()> {
+        let pointer = Pointer { turn: end.pointer.turn + 1, ..pointer };
         let bytes = pointer.encode(self.store);
         // As for a record.
         end.pointer.turn = pointer.turn;

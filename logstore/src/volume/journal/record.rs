@@ -5,7 +5,7 @@
 //! 16 bytes · partition u32 · base offset of the segment i64 · position there u64 · length u32, and its bytes. Zeroes fill the
 //! last block, and count for nothing.
 //!
-//! A pointer fills a block: magic 8 bytes · crc32c u32 over all behind it up to 56 · reserved u32 · turn u64 · salt u64 ·
+//! A pointer fills a block: magic 8 bytes · crc32c u32 over all behind it up to 56 · closed u32 · turn u64 · salt u64 ·
 //! first u64 · store id 16 bytes (…56).
 
 use super::Segments;
@@ -130,6 +130,8 @@ pub(super) struct Pointer {
     pub(super) salt: u64,
     /// What was appended before the record with this number is in its segments, durably.
     pub(super) first: u64,
+    /// The store was closed behind it: there are no records.
+    pub(super) closed: bool,
 }
 
 impl Pointer {
@@ -141,7 +143,8 @@ impl Pointer {
     pub(super) fn encode(&self, store: Uuid) -> Bytes {
         let mut bytes = raid::device::room(BLOCK as usize);
         bytes.put_slice(&POINTER);
-        bytes.put_u64_le(0);
+        bytes.put_u32_le(0);
+        bytes.put_u32_le(u32::from(self.closed));
         bytes.put_u64_le(self.turn);
         bytes.put_u64_le(self.salt);
         bytes.put_u64_le(self.first);
@@ -154,9 +157,9 @@ impl Pointer {
 
     pub(super) fn decode(block: &[u8], store: Uuid) -> Option<Self> {
         let mut rest = block.get(..HEAD)?.strip_prefix(&POINTER)?;
-        let stored = rest.get_u32_le();
-        rest.advance(4);
-        let pointer = Self { turn: rest.get_u64_le(), salt: rest.get_u64_le(), first: rest.get_u64_le() };
+        let (stored, closed) = (rest.get_u32_le(), rest.get_u32_le() == 1);
+        let (turn, salt, first) = (rest.get_u64_le(), rest.get_u64_le(), rest.get_u64_le());
+        let pointer = Self { turn, salt, first, closed };
         let is_sound = crc32c::crc32c(&block[COVERED..HEAD]) == stored
             && pointer.turn.max(pointer.first) < FURTHEST
             && rest.get(..16)? == store.as_bytes();
@@ -213,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_pointer_reads_back_and_every_flipped_bit_is_seen() {
-        let pointer = Pointer { turn: 3, salt: 2, first: 900 };
+        let pointer = Pointer { turn: 3, salt: 2, first: 900, closed: true };
         let bytes = pointer.encode(STORE);
         assert_eq!((bytes.len() as u64, pointer.at()), (BLOCK, BLOCK));
         assert_eq!(Pointer::decode(&bytes, STORE), Some(pointer));

@@ -165,6 +165,63 @@ async fn a_torn_last_record_is_no_loss_and_one_before_others_is_told_of() {
     }
 }
 
+/// A journal whose records 10 to 33 count, of one block each: those from 30 on lie before the others.
+async fn gone_round() -> (tempfile::TempDir, Arc<dyn Device>) {
+    assert_eq!(count(REGION), 30);
+    let (dir, device) = made().await;
+    let journal = live(&device, 7).await;
+    for turn in 0..34 {
+        if turn == 20 {
+            journal.covered(10).await.unwrap();
+        }
+        assert_eq!(append(&journal, turn * 10, turn as u8, 10).await, turn);
+    }
+    (dir, device)
+}
+
+#[tokio::test]
+async fn damage_where_it_goes_round_hides_nothing_behind_it() {
+    let (_dir, device) = gone_round().await;
+    let found = find(&device).await;
+    assert_eq!((found.appends, found.gaps, found.end), (24, 0, 34));
+    for (damaged, gaps) in [(15, 1), (29, 2), (30, 2), (33, 2)] {
+        damage(&device, damaged, 70).await;
+        let found = find(&device).await;
+        // The last one may have been torn.
+        assert_eq!((found.gaps, found.end), (gaps, if damaged == 33 { 33 } else { 34 }), "{damaged}");
+    }
+    assert_eq!(find(&device).await.appends, 20);
+}
+
+#[tokio::test]
+async fn a_rotten_pointer_hides_nothing_where_it_goes_round() {
+    let (_dir, device) = gone_round().await;
+    for slot in [0, 1] {
+        let at = REGION.at + slot * BLOCK;
+        let kept = device.read(at, raid::device::buffer(BLOCK as usize)).await.unwrap().freeze();
+        device.write(at, Bytes::from(vec![0xee; BLOCK as usize]), Durability::Cached).await.unwrap();
+        let found = find(&device).await;
+        // The older one has those count that were covered since, and that nothing lies over yet.
+        let appends = if found.pointer.first == 10 { 24 } else { 30 };
+        assert_eq!((found.appends, found.gaps, found.end), (appends, 0, 34), "{:?}", found.pointer);
+        device.write(at, kept, Durability::Cached).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_that_was_closed_is_not_read() {
+    let (_dir, device) = made().await;
+    let journal = live(&device, 7).await;
+    append(&journal, 0, 1, 10).await;
+    journal.close().await.unwrap();
+    let found = find(&device).await;
+    assert!(found.pointer.closed && found.segments.is_empty());
+    // But in the next life again.
+    let journal = live(&device, 8).await;
+    append(&journal, 10, 2, 10).await;
+    assert_eq!(find(&device).await.appends, 1);
+}
+
 /// Users' bytes may look like anything.
 #[tokio::test]
 async fn what_looks_like_a_record_within_a_torn_one_is_none() {
