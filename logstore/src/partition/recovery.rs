@@ -24,7 +24,7 @@
 //! Nothing below the recovery point is cut: it was durable, so what is not sound there has rotted, and what follows it has
 //! not. It is noted as lost, as it would be in a segment that is not scanned.
 
-use super::transactions::Replay;
+use super::transactions::{Replay, kept_at_start};
 use super::{Appender, Log, Partition, Progress, Visible, Withheld, append::Active};
 use crate::batch::{self, BatchFault, Header};
 use crate::catalog::records::PartitionRecord;
@@ -521,6 +521,7 @@ async fn recover(
         appender.active = None;
         unsealed.clear();
         log_end = record.log_start;
+        replay.know_kept(kept_at_start(context, id.key)?);
     }
     if let Some(first) = segments.first() {
         record.log_start = record.log_start.max(first.base);

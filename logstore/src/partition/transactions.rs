@@ -206,6 +206,15 @@ impl Replay {
         Ok(replay)
     }
 
+    /// Nothing is left of the log, for the start of which these producers were kept. A kill in the middle of the deletion of
+    /// what lay before leaves any of it, so that what was seen may be less.
+    pub(super) fn know_kept(&mut self, kept: Producers) {
+        let reach = |producers: &Producers| producers.states().iter().map(|state| state.last_offset).max();
+        if reach(&kept) > reach(&self.producers) {
+            self.producers = kept;
+        }
+    }
+
     /// The next batch of the log.
     pub(super) fn see(&mut self, header: &Header, marker: Option<Marker>) {
         let ended = self.producers.note(header, marker, self.now);

@@ -419,7 +419,9 @@ fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
             }
             place.run(async |store: Arc<Store>| {
                 let log = first(&store, name);
-                let again = log.append(sized(300, 1).by(9, 2, 19).bytes(), Durability::Cached).await.unwrap();
+                let again = log.append(sized(300, 1).by(9, 2, 19).bytes(), Durability::Cached).await;
+                let again =
+                    again.unwrap_or_else(|error| panic!("{name}, volume {:?}: {error}", place.volume));
                 assert_eq!(again.base_offset, 19, "{name}: it is a repetition");
                 let old = log.append(sized(300, 1).by(9, 1, 0).bytes(), Durability::Cached).await;
                 assert!(matches!(old, Err(Error::FencedProducer { .. })), "{name}: {old:?}");
@@ -445,6 +447,36 @@ fn producers_are_known_when_nothing_of_what_they_sent_is_left() {
             });
         }
     }
+}
+
+/// The process is killed while it deletes files: of all segments the one before the last is left, which knows less.
+#[test]
+fn producers_are_known_where_a_deletion_left_some_files() {
+    let place = Place::directory();
+    let own = [("segment.bytes", "2000"), ("file.delete.delay.ms", "0")];
+    let dir = place.partition_dir("t", 0);
+    let left = ["00000000000000000010.log", "00000000000000000015.snapshot"].map(|name| dir.join(name));
+    let kept = place.run(async |store: Arc<Store>| {
+        let log = topic(&store, "t", &own).await;
+        for at in 0..20 {
+            append_stable(&log, &sized(300, 1).by(9, 2, at)).await;
+        }
+        store.quiet().await;
+        let kept = left.each_ref().map(|path| std::fs::read(path).unwrap());
+        assert_eq!(log.delete_records_before(20).await.unwrap(), 20);
+        store.quiet().await;
+        kept
+    });
+    assert_eq!(files(&dir, "log").len(), 0);
+    for (path, bytes) in left.iter().zip(kept) {
+        std::fs::write(path, bytes).unwrap();
+    }
+    place.run(async |store: Arc<Store>| {
+        let log = first(&store, "t");
+        let again = log.append(sized(300, 1).by(9, 2, 19).bytes(), Durability::Cached).await.unwrap();
+        assert_eq!(again.base_offset, 19, "it is a repetition");
+        assert_eq!(append(&log, &sized(300, 1).by(9, 2, 20)).await, 20);
+    });
 }
 
 #[test]
