@@ -412,11 +412,6 @@ fn check_extents(
     }
 }
 
-/// Whether an extent can be read at all.
-fn inside(layout: &Layout, extent: &Extent) -> bool {
-    layout.space.contains(extent)
-}
-
 /// What is in the journal only: the next start brings it to its places.
 async fn journaled(device: &Arc<dyn Device>, layout: &Layout, findings: &mut Vec<Finding>) -> Segments {
     if layout.journal.len == 0 {
@@ -458,7 +453,8 @@ fn on_volume(
     let place =
         |extents: Vec<Extent>, journaled| Place::Extents { device: Arc::clone(device), extents, journaled };
     for (at, (key, record)) in own.iter().enumerate() {
-        let extents: Vec<Extent> = record.extents.iter().take_while(|e| inside(layout, e)).copied().collect();
+        let extents: Vec<Extent> =
+            record.extents.iter().take_while(|e| layout.space.contains(e)).copied().collect();
         let room: u64 = extents.iter().map(|extent| extent.len).sum();
         let is_last = at + 1 == own.len();
         let known = record.sealed.or(clean.filter(|_| is_last).map(|clean| clean.size));
@@ -469,7 +465,7 @@ fn on_volume(
         let stored = |kind: Kind| {
             let blob = record.blobs.get(&kind)?;
             let place = match blob.at {
-                Some(extent) if inside(layout, &extent) && blob.len <= extent.len => {
+                Some(extent) if layout.space.contains(&extent) && blob.len <= extent.len => {
                     place(vec![extent], Journaled::default())
                 }
                 Some(_) => Place::Memory(bytes::Bytes::new()),

@@ -12,8 +12,8 @@
 //! - An append is gathered after it was written to its place. So a flush that begins when the next record would be `n` covers
 //!   all appends of records before `n`; after it the pointer says `n`, and only when *that* is durable their room is used again.
 //! - Records follow each other: one that does not fit before the region's end begins at its beginning, and the next starts
-//!   where the last one ended. None is written before the one before it is durable, so what is missing behind the last one was
-//!   never acknowledged.
+//!   where the last one ended. None is written before the one before it is durable, so one that the power was cut in is the
+//!   last, and was never acknowledged.
 //! - A record names segments, not places of the volume, and a start writes its appends only to segments that the catalog knows
 //!   as open. What was closed was flushed first, what is gone is in no table; a segment's name is never used again.
 //! - A start replays before anything is read, flushes, and begins a new life: from then on no record of an earlier one counts.
@@ -39,7 +39,6 @@ use parking_lot::Mutex;
 use raid::device::{Device, Durability};
 use record::{BLOCK, LONGEST, Name, Pointer};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -136,7 +135,7 @@ struct Reader<'a> {
 struct Heads {
     lengths: BTreeMap<u64, BTreeSet<usize>>,
     /// Blocks that no copy answers, and why.
-    unreadable: Vec<(Range<u64>, Error)>,
+    unreadable: Vec<(u64, Error)>,
 }
 
 impl Reader<'_> {
@@ -175,7 +174,7 @@ impl Reader<'_> {
             if self.heads_of(pointer, at, run, &mut heads).await.is_err() {
                 for one in at..at + run {
                     if let Err(error) = self.heads_of(pointer, one, 1, &mut heads).await {
-                        heads.unreadable.push((one..one + 1, error));
+                        heads.unreadable.push((one, error));
                     }
                 }
             }
@@ -257,9 +256,9 @@ impl Found {
                 let Some(record) = reader.record(number, pointer.salt, len).await? else { continue };
                 let blocks = (len as u64).div_ceil(BLOCK);
                 if !std::mem::take(&mut is_first) && following(region, found.end, blocks) != number {
-                    let between = |(block, _): &(Range<u64>, Error)| {
+                    let between = |(block, _): &(u64, Error)| {
                         let all = count(region);
-                        let nearest = found.end + (block.start + all - found.end % all) % all;
+                        let nearest = found.end + (block + all - found.end % all) % all;
                         nearest < number
                     };
                     if let Some(at) = unreadable.iter().position(between) {
