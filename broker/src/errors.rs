@@ -15,6 +15,7 @@ pub fn kafka(error: &Error) -> ResponseError {
         | Error::Catalog { .. }
         | Error::CatalogFull { .. }
         | Error::Poisoned { .. }
+        | Error::Unplaced { .. }
         | Error::DamagedLog { .. }
         | Error::UnreadableLog { .. } => ResponseError::KafkaStorageError,
         // Told so that a consumer that seeks past them goes on; the broker's log says where to.

@@ -1,6 +1,6 @@
 //! Group commit: one flush makes the appends of all partitions durable.
 //!
-//! Whoever joins before a flush starts is covered by it: joining happens after the write completed, and the task
+//! Whoever joins before a flush starts is covered by it: joining happens after the home has taken the write, and the task
 //! takes the whole queue just before it flushes. While a flush runs, the next group gathers; so the cost of
 //! durability does not grow with the number of partitions or producers, and an append waits for two flushes at most.
 //! With a linger (`log.commit.linger.ms`) the first of a group waits so long for company before its flush starts: an
@@ -11,7 +11,7 @@
 //! earliest of these times, and only while there is one.
 //!
 //! The flushing task lives only while somebody waits. A failed flush fails its whole group and poisons the store: it
-//! is never tried again.
+//! is never tried again. Where only the way to a flush failed ([`Error::Unplaced`](crate::Error)), the next group tries anew.
 //!
 //! Costs: for each append that waits, one channel and a push under one short lock, and the lock of its partition's
 //! `progress` once it is durable; for one that does not, nothing, or with `flush.ms` a push for the first in a partition since

@@ -101,6 +101,17 @@ pub enum Error {
         /// The first failure.
         cause: Box<Error>,
     },
+    /// Appends cannot be written to where they are read. No damage: what was committed of them is in the volume's journal.
+    #[error(
+        "appends that wait for their place on {place} cannot be written there: {cause}; what was committed of them is safe in \
+         the journal, and is written there as soon as that can be done, at the next start if not before"
+    )]
+    Unplaced {
+        /// The volume.
+        place: String,
+        /// Why.
+        cause: Box<raid::Error>,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

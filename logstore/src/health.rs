@@ -1,6 +1,9 @@
 //! Whether the store may still promise anything. After a failed flush or catalog write the kernel has marked pages
 //! clean that never reached the disk, so trying again would lie: the first failure is kept, and every later change is
 //! refused with it until the store is opened anew. Reads go on.
+//!
+//! What waits for its place on a volume and cannot be written there is not such a failure: it is kept, in memory and in the
+//! journal, and may well be written later, when a file system under the images has room again.
 
 use crate::error::{Error, Result};
 use parking_lot::RwLock;
@@ -21,6 +24,10 @@ impl Health {
 
     /// Keeps the first failure.
     pub(crate) fn fail(&self, cause: &Error) {
+        if matches!(cause, Error::Unplaced { .. }) {
+            tracing::warn!("{cause}");
+            return;
+        }
         let mut first = self.0.write();
         if first.is_none() {
             tracing::error!("no further change can be promised: {cause}");

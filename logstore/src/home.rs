@@ -17,7 +17,7 @@ use crate::epochs::Epochs;
 use crate::error::Result;
 use crate::heal::Healing;
 use bytes::{Bytes, BytesMut};
-use raid::device::{Holder, Piece};
+use raid::device::{Durability, Holder, Piece};
 use raid::runtime::BoxFuture;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -112,8 +112,14 @@ pub(crate) trait SegmentBytes: Copies + Debug {
     /// sealed, it will be found again after a power cut.
     fn begin(&self) -> Io<'_, ()>;
 
-    /// Writes into a reserved place.
-    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()>;
+    /// Writes into a reserved place. With [`Durability::Stable`] whoever asked waits for a flush that begins after this: until
+    /// then a kill may lose it, and a home need not bring it to its place before somebody reads it there.
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()>;
+
+    /// Brings to its place what of it may wait for that: a kill loses nothing then that was written before this call.
+    fn place_all(&self) -> Io<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Recovery has read it and will serve it: the next flush makes it durable, whoever wrote it and whenever.
     fn found(&self);

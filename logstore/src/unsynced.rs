@@ -29,7 +29,7 @@ use crate::segment::End;
 use crate::store::Store;
 use crate::volume::extent::UNIT;
 use bytes::{Bytes, BytesMut};
-use raid::device::{EQUALISED, Holder, Piece};
+use raid::device::{Durability, EQUALISED, Holder, Piece};
 use raid::range_set::RangeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -235,8 +235,12 @@ impl SegmentBytes for Unsynced {
         self.bytes.reserve(end, limit)
     }
 
-    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
-        self.bytes.write(at, data)
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
+        self.bytes.write(at, data, durability)
+    }
+
+    fn place_all(&self) -> Io<'_, ()> {
+        self.bytes.place_all()
     }
 
     fn found(&self) {

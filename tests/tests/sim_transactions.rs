@@ -62,9 +62,12 @@ impl Asked {
         self.demand(before.is_none_or(|before| before == id), || {
             format!("{} was given to {before:?} and to {id}", appended.base_offset)
         });
-        self.answered = self.answered.max(end);
         if durable {
             self.floor = self.floor.max(end);
+        }
+        if durable || appended.commit.is_none() {
+            // Else the answer is its commit.
+            self.answered = self.answered.max(end);
         }
     }
 

@@ -22,7 +22,7 @@ use crate::heal::Healing;
 use crate::home::{Copies, Found, Home, Io, PartitionId, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use raid::device::{Device, FileDevice, Holder, Piece};
+use raid::device::{Device, Durability, FileDevice, Holder, Piece};
 use rustix::io::ReadWriteFlags;
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut, Read};
@@ -378,7 +378,7 @@ impl SegmentBytes for FileSegment {
         })
     }
 
-    fn write(&self, position: u64, data: Bytes) -> Io<'_, ()> {
+    fn write(&self, position: u64, data: Bytes, _: Durability) -> Io<'_, ()> {
         Box::pin(async move {
             let (file, path) = (self.file_to_append().await?, self.path());
             let outcome = blocking(move || at("write", &path, file.write_all_at(&data, position))).await;

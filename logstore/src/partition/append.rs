@@ -3,8 +3,9 @@
 //! Cost of an append to a warm partition, for however many batches it carries: one CRC-32C pass and no copy if the
 //! caller's buffer is not shared, else one copy (two more passes over the bytes under `LogAppendTime`); three async locks
 //! without contention; one task, which owns the write, so that a caller that goes away cannot leave two writes racing
-//! for one place; one device write, and where that is small and on a volume, a copy into its journal, under a short lock of
-//! all partitions. Some fifteen short locks: `progress` three or four times; `record`, the index, the end, and
+//! for one place; one device write; where that is small and on a volume, a copy into its journal, under a short lock of all
+//! partitions, and if somebody waits for its commit a second copy instead of the device write, which comes later for many
+//! appends at once. Some fifteen short locks: `progress` three or four times; `record`, the index, the end, and
 //! what counts as checked once; the count of tasks and the watch channel. As many shared looks, at health, configuration, the
 //! end and the map of extents. Allocations: the task with its channel, the header list, the boxed futures of reserve and
 //! write, the list of places, the list of what is in flight and a channel to the next one (`turn`), and what the device's
@@ -186,7 +187,7 @@ impl Partition {
         durability: Durability,
     ) -> Result<Appended> {
         if let Job::Batches { headers, bytes, origin } = &mut job
-            && let Some(place) = self.take_off(headers, bytes, *origin).await?
+            && let Some(place) = self.take_off(headers, bytes, *origin, durability).await?
         {
             drop(turn);
             return self.land(place, durability).await;
@@ -202,6 +203,7 @@ impl Partition {
         headers: &[Header],
         bytes: &mut Bytes,
         origin: Origin,
+        durability: Durability,
     ) -> Result<Option<Place>> {
         let [header] = headers else { return Ok(None) };
         if header.is_transactional() || self.context.check().and_then(|()| self.check_exists()).is_err() {
@@ -229,7 +231,7 @@ impl Partition {
         let mut headers = [placed];
         let (data, log_append_time) = self.stamped(std::mem::take(bytes), &mut headers, at.next, &config);
         let [header] = headers;
-        match InFlight::take_off(self, &header, at, data) {
+        match InFlight::take_off(self, &header, at, data, durability) {
             Ok(flight) => Ok(Some(Place { flight, segment, at, header, config, log_append_time })),
             Err(data) => {
                 *bytes = data;
@@ -296,7 +298,7 @@ impl Partition {
             self.note_transactions(base_offset).await;
         }
         let (data, log_append_time) = self.stamped(bytes, &mut headers, base_offset, &config);
-        let ended = self.write(appender, &headers, marker, data, &config).await?;
+        let ended = self.write(appender, &headers, marker, data, durability, &config).await?;
         // `check_batches` leaves no empty list.
         let end = headers.last().map_or(base_offset, Header::next_offset);
         let durability = self.appended(end, durability, &config, appender.producers.first_open(), ended);
@@ -396,6 +398,7 @@ impl Partition {
         headers: &[Header],
         marker: Option<Marker>,
         data: Bytes,
+        durability: Durability,
         config: &TopicConfig,
     ) -> Result<Option<Ended>> {
         let (Some(first), Some(last)) = (headers.first(), headers.last()) else { return Ok(None) };
@@ -422,7 +425,7 @@ impl Partition {
             }
         }
         appender.torn = true;
-        segment.bytes.write(size, data).await?;
+        segment.bytes.write(size, data, durability).await?;
         appender.torn = false;
         Ok(self.settle(appender, &segment, size, headers, marker, config))
     }
@@ -480,6 +483,7 @@ impl Partition {
                 return Ok((Arc::clone(&active.segment), false));
             }
             self.cut_torn(appender).await?;
+            self.place_active(appender).await?;
             self.roll(appender);
         }
         Ok((self.empty_segment(first.base_offset), true))
@@ -530,6 +534,7 @@ impl Partition {
             return Ok(());
         }
         self.cut_torn(&mut appender).await?;
+        self.place_active(&appender).await?;
         let next = self.empty_segment(self.progress.lock().log_end);
         next.bytes.begin().await?;
         self.roll(&mut appender);
@@ -599,8 +604,17 @@ impl Partition {
         Ok((replay.producers, index, replay.aborted))
     }
 
+    /// To be called before the active segment ends: what comes into the next one may be answered before this one is sealed, and a
+    /// kill must not leave a hole before it.
+    async fn place_active(&self, appender: &Appender) -> Result<()> {
+        match &appender.active {
+            Some(active) => active.segment.bytes.place_all().await,
+            None => Ok(()),
+        }
+    }
+
     /// Ends the active segment; a task makes it durable and keeps its index.
-    pub(super) fn roll(self: &Arc<Self>, appender: &mut Appender) {
+    fn roll(self: &Arc<Self>, appender: &mut Appender) {
         let Some(Active { segment, .. }) = appender.active.take() else { return };
         let oldest = self.oldest_producer();
         appender.producers.expire(oldest);

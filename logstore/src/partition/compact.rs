@@ -33,6 +33,7 @@ use crate::index::Index;
 use crate::segment::{End, Placed, Segment, Walk};
 use crate::transactions::{Aborted, encode};
 use bytes::{Bytes, BytesMut};
+use raid::device::Durability;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -385,7 +386,7 @@ async fn put(fresh: &dyn crate::home::SegmentBytes, at: u64, buffer: &mut BytesM
     let end = at + data.len() as u64;
     fresh.reserve(end, end).await?;
     if !data.is_empty() {
-        fresh.write(at, data).await?;
+        fresh.write(at, data, Durability::Cached).await?;
     }
     Ok(end)
 }

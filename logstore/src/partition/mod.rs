@@ -14,7 +14,7 @@
 //! partition's record), then the short ones: `log`, `record`, `progress`. None of the short ones is held over an await.
 //!
 //! **Memory.** An idle partition is this struct, its watch channel, and a segment without an index: under 2 KiB. It has
-//! no task and no timer.
+//! no task and no timer. One that was appended to lately may have appends that wait for their place on a volume.
 
 mod append;
 pub(crate) mod compact;

@@ -5,7 +5,8 @@
 //! [`crate::segment`]); one `locate`. No bytes of records are copied: the caller sends the pieces. Short locks: `record` (its
 //! epochs are copied), what counts as checked, what is lost; shared ones of the log, the index and the end. Allocations: the list
 //! of segments, the buffers, the pieces, a boxed future for each read. What has not been checked lately is read once, and its
-//! checksums are checked ([`crate::heal`]).
+//! checksums are checked ([`crate::heal`]). On a volume, the first read of what was committed lately brings it to its place: a task
+//! and a write to all copies.
 
 use super::{Partition, ReadLimit};
 use crate::error::{Error, Result};

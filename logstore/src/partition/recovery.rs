@@ -42,6 +42,7 @@ use crate::segment::{End, Segment};
 use crate::unsynced;
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
+use raid::device::Durability;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -403,7 +404,7 @@ impl Chain<'_> {
 /// changes nothing of what is served but this number.
 async fn restamp(bytes: &Arc<dyn SegmentBytes>, ground: &Ground<'_>, position: u64, epoch: i32) {
     let (stamp, Ground { name, base, .. }) = (Bytes::copy_from_slice(&epoch.to_be_bytes()), ground);
-    if let Err(error) = bytes.write(position + batch::FRAME as u64, stamp).await {
+    if let Err(error) = bytes.write(position + batch::FRAME as u64, stamp, Durability::Cached).await {
         tracing::warn!("{name}: byte {position} of segment {base} keeps a wrong leader epoch: {error}");
     }
 }

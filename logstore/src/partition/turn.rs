@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::segment::Segment;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use raid::device::Durability;
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -72,6 +73,7 @@ enum Word {
 #[derive(Debug)]
 struct Queued {
     data: Bytes,
+    durability: Durability,
     tell: oneshot::Sender<Word>,
 }
 
@@ -121,6 +123,7 @@ pub(super) struct Flight {
     partition: Arc<Partition>,
     at: u64,
     data: Bytes,
+    durability: Durability,
     /// Where somebody else writes: told how that went, or that it is next.
     word: Option<oneshot::Receiver<Word>>,
     /// It is the one that writes.
@@ -144,6 +147,7 @@ impl InFlight {
         header: &Header,
         at: Tail,
         data: Bytes,
+        durability: Durability,
     ) -> std::result::Result<Flight, Bytes> {
         let mut state = partition.in_flight().state.lock();
         if state.torn {
@@ -155,11 +159,11 @@ impl InFlight {
         state.headers.push_back((*header, after));
         let word = std::mem::replace(&mut state.is_writing, true).then(|| {
             let (tell, word) = oneshot::channel();
-            state.queue.push_back(Queued { data: data.clone(), tell });
+            state.queue.push_back(Queued { data: data.clone(), durability, tell });
             word
         });
         let (partition, writes) = (Arc::clone(partition), word.is_none());
-        Ok(Flight { partition, at: at.size, data, word, writes, before, done: Some(done) })
+        Ok(Flight { partition, at: at.size, data, durability, word, writes, before, done: Some(done) })
     }
 
     /// Whether somebody waits for a turn.
@@ -167,8 +171,8 @@ impl InFlight {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Takes from the queue what is written together with `data`, and what all of that is.
-    fn join(&self, data: Bytes) -> (Bytes, Vec<oneshot::Sender<Word>>) {
+    /// Takes from the queue what is written together with `data`, and what all of that is: stable if all of it waits for that.
+    fn join(&self, data: Bytes, durability: Durability) -> (Bytes, Durability, Vec<oneshot::Sender<Word>>) {
         let mut state = self.state.lock();
         let (mut len, mut count) = (data.len(), 0);
         for next in &state.queue {
@@ -180,14 +184,17 @@ impl InFlight {
         let taken: Vec<Queued> = state.queue.drain(..count).collect();
         drop(state);
         if taken.is_empty() {
-            return (data, Vec::new());
+            return (data, durability, Vec::new());
         }
         let mut all = raid::device::room(len);
         all.extend_from_slice(&data);
         for one in &taken {
             all.extend_from_slice(&one.data);
         }
-        (all.freeze(), taken.into_iter().map(|one| one.tell).collect())
+        let waits = |of: Durability| of == Durability::Stable;
+        let all_wait = waits(durability) && taken.iter().all(|one| waits(one.durability));
+        let durability = if all_wait { Durability::Stable } else { Durability::Cached };
+        (all.freeze(), durability, taken.into_iter().map(|one| one.tell).collect())
     }
 
     /// Somebody has written. The next one in the queue writes then; none, if that has failed.
@@ -233,8 +240,9 @@ impl Flight {
             Word::Write => {
                 self.writes = true;
                 let partition = Arc::clone(&self.partition);
-                let (data, others) = partition.in_flight().join(std::mem::take(&mut self.data));
-                let outcome = segment.bytes.write(self.at, data).await;
+                let data = std::mem::take(&mut self.data);
+                let (data, durability, others) = partition.in_flight().join(data, self.durability);
+                let outcome = segment.bytes.write(self.at, data, durability).await;
                 for other in others {
                     drop(other.send(Word::Written(outcome.clone())));
                 }

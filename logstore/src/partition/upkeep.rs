@@ -374,7 +374,11 @@ impl Partition {
 /// Whether a seal that failed has cost no promise: there was no room for what can be had again.
 fn is_harmless(error: &Error) -> bool {
     match error {
-        Error::CatalogFull { .. } | Error::NoSpace { .. } | Error::Closed | Error::Poisoned { .. } => true,
+        Error::CatalogFull { .. }
+        | Error::NoSpace { .. }
+        | Error::Unplaced { .. }
+        | Error::Closed
+        | Error::Poisoned { .. } => true,
         Error::File { action: "create" | "write", source, .. } => source.kind() == ErrorKind::StorageFull,
         _ => false,
     }

@@ -173,7 +173,7 @@ mod tests {
         let (free, full) = live(&path, async |life| {
             let segment = VolumeSegment::new(&life.home, key, SegmentRecord::default());
             segment.reserve(100, 1 << 20).await.unwrap();
-            segment.write(0, Bytes::from_static(&[9; 100])).await.unwrap();
+            segment.write(0, Bytes::from_static(&[9; 100]), Durability::Cached).await.unwrap();
             life.tasks.idle().await;
             let free = life.litter().await;
             let full = taken();

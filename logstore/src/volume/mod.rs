@@ -8,14 +8,15 @@
 //! the last lease on it. So a recycled extent can never show an old batch as the tail of a new log.
 //!
 //! What becomes durable where: small appends in the `journal`, many at once, and in their places with the next flush that
-//! somebody or nobody asked for; all else by a flush.
+//! somebody or nobody asked for; all else by a flush. What the journal has and its place has not, a read brings there first.
 //!
 //! Freed space is discarded, so that images shrink; what a kill kept from it, the next start discards (see `leftovers`).
 //!
-//! The disks write while the log grows: what was appended is on its way to them soon (`segment`), so that the flush that
-//! somebody waits for finds little left to do, and growth, which waits for a flush as well, keeps ahead. What nobody asks
-//! to be flushed is flushed all the same, every [`UNFLUSHED`] bytes, and nobody waits for that: then second copies leave
-//! the memory. Like any other flush it is never tried again, and its failure stops the store.
+//! The disks write while the log grows: what was written to its place is on its way to them soon (`segment`), so that the flush
+//! that somebody waits for finds little left to do, and growth, which waits for a flush as well, keeps ahead. What nobody asks
+//! to be flushed is flushed all the same, every [`UNFLUSHED`] bytes, when half of the journal is full, and [`KEPT_FOR`] after a
+//! commit that the journal alone holds; and nobody waits for that: then second copies leave the memory. Like any other flush it
+//! is never tried again, and its failure stops the store.
 //!
 //! A part of the space is kept back from records ([`VolumeHome::reserve`]), so that index bytes and the catalog's own
 //! changes find room on a full volume and topics can be deleted; compaction may take half of it, for as long as it takes.
@@ -40,7 +41,7 @@ use crate::tasks::Tasks;
 use copies::{Head, look_blank};
 use extent::{Extent, FreeSpace, round_up};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use journal::{Committed, Found as FoundJournal, Journal, Segments};
+use journal::{Committed, Found as FoundJournal, Journal, Segments, Unplaced};
 use layout::{HeaderFault, Layout};
 use parking_lot::Mutex;
 use raid::device::{Device, Durability, Holder, ZeroMode};
@@ -48,6 +49,7 @@ use segment::VolumeSegment;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Share of a volume that the catalog may take, and its bounds in bytes.
@@ -61,6 +63,10 @@ const RESERVE_MOST: u64 = 64 << 20;
 /// Bytes of batches after which a flush begins that nobody has asked for. Less would keep the disks busy with the journals of
 /// file systems (at 32 MiB appends were a tenth slower), more would keep second copies in memory for longer.
 const UNFLUSHED: u64 = 96 << 20;
+/// How long what was committed may be in the journal only.
+pub(crate) const KEPT_FOR: Duration = Duration::from_secs(5);
+/// How long a flush that nobody asks for waits, after what was kept could not be written to its place.
+const ANEW_AFTER: Duration = Duration::from_secs(1);
 /// Segments to which appends from the journal are written at the same time.
 const REPLAYED_AT_ONCE: usize = 32;
 /// The smallest volume that makes sense.
@@ -78,6 +84,8 @@ pub(crate) struct VolumeHome {
     unflushed: AtomicU64,
     /// A flush is under way that nobody has asked for.
     flushing: AtomicBool,
+    /// One is due [`KEPT_FOR`] after a commit.
+    due: AtomicBool,
     space: Mutex<FreeSpace>,
     /// Bytes kept back from records.
     reserve: u64,
@@ -125,6 +133,7 @@ impl VolumeHome {
             health,
             unflushed: AtomicU64::new(0),
             flushing: AtomicBool::new(false),
+            due: AtomicBool::new(false),
             space: Mutex::new(space),
             reserve,
             found: Mutex::new(HashMap::new()),
@@ -197,6 +206,9 @@ impl VolumeHome {
         self.tasks.spawn(Box::pin(async move {
             if let Err(cause) = home.flush_all().await {
                 home.health.fail(&cause);
+                if matches!(cause, Error::Unplaced { .. }) {
+                    home.tasks.runtime().sleep(ANEW_AFTER).await;
+                }
             }
             home.flushing.store(false, Ordering::Release);
         }));
@@ -207,6 +219,7 @@ impl VolumeHome {
         self.unflushed.store(0, Ordering::Relaxed);
         let Some(journal) = &self.journal else { return Ok(self.device.flush().await?) };
         let next = journal.next().await;
+        journal.place_all().await?;
         self.device.flush().await?;
         // One that failed beside it may have been told what is lost here.
         self.health.check()?;
@@ -217,11 +230,28 @@ impl VolumeHome {
     async fn commit(self: &Arc<Self>) -> Result<()> {
         let Some(journal) = &self.journal else { return self.flush_all().await };
         match journal.commit().await? {
-            Committed::Written => {}
+            Committed::Written => self.flush_later(),
             Committed::HalfFull => self.flush_unasked(),
             Committed::Flushed => self.unflushed.store(0, Ordering::Relaxed),
         }
         Ok(())
+    }
+
+    /// Has a flush come [`KEPT_FOR`] from now, if none is to come. Not counted among the tasks that closing waits for: it sleeps,
+    /// and a stop in order flushes.
+    fn flush_later(self: &Arc<Self>) {
+        if self.due.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (home, runtime) = (Arc::downgrade(self), Arc::clone(self.tasks.runtime()));
+        self.tasks.runtime().spawn(Box::pin(async move {
+            runtime.sleep(KEPT_FOR).await;
+            let Some(home) = home.upgrade() else { return };
+            home.due.store(false, Ordering::Release);
+            if home.journal.as_ref().is_some_and(Journal::keeps) {
+                home.flush_unasked();
+            }
+        }));
     }
 
     /// Gives space back at once: no image behind it holds data of ours.
@@ -234,13 +264,17 @@ impl VolumeHome {
         }
     }
 
-    /// Discards extents, so that images shrink, and gives them back. They are in no record and under no lease.
-    fn release(self: &Arc<Self>, extents: Vec<Extent>) {
+    /// Discards extents, so that images shrink, and gives them back. They are in no record and under no lease; what was still
+    /// to be written there is not.
+    fn release(self: &Arc<Self>, extents: Vec<Extent>, unplaced: Option<Arc<Unplaced>>) {
         if extents.is_empty() {
             return;
         }
         let home = Arc::clone(self);
         self.tasks.spawn(Box::pin(async move {
+            if let Some(unplaced) = unplaced {
+                unplaced.abandon().await;
+            }
             for extent in &extents {
                 if let Err(error) = home.device.discard(extent.at, extent.len).await {
                     // The space is free all the same; only the images stay as large as they are.

@@ -1,15 +1,20 @@
 //! A segment's bytes as a chain of extents.
 //!
 //! Cost of a write: one device write (two where it crosses from one extent to a neighbourless next), a read lock for the map;
-//! no copy, but of a small one, which the journal gathers. Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are
-//! begun, the next extent, as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so
-//! that a busy log rarely waits for the catalog: its two flushes take as long as some ten MiB of appends to a fast disk.
-//! The first extent is taken by the first write. Every [`WRITE_BACK`] bytes the disks are told to begin with what was written.
+//! no copy, but of a small one, which the journal gathers. A small one that somebody waits to have committed costs two copies
+//! and no device write: it comes to its place with others, for a flush or for whoever reads it.
+//!
+//! Growth is rare and ahead of need: when half of the segment's space is used, or its last 64 MiB are begun, the next extent,
+//! as large as the space so far (up to 64 MiB), is zeroed and recorded by a task of its own, so that a busy log rarely waits
+//! for the catalog: its two flushes take as long as some ten MiB of appends to a fast disk. The first extent is taken by the
+//! first write. Every [`WRITE_BACK`] bytes that are written in place the disks are told to begin with them; what came there from
+//! the journal, the flush that has brought it there follows.
 //!
 //! Invariant: `record` is what the catalog holds for this segment, or what the change under way will make it hold;
 //! only the holder of `growth` changes it.
 
 use super::extent::{Extent, UNIT, round_up};
+use super::journal::{Journal, Unplaced};
 use super::{VolumeHome, holders, zero};
 use crate::catalog::Change;
 use crate::catalog::records::{BlobRecord, Kind, SegmentKey, SegmentRecord, Table};
@@ -17,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::heal::Healing;
 use crate::home::{Copies, Io, Sealing, SegmentBytes};
 use bytes::{Bytes, BytesMut};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use raid::device::{Durability, Holder, Piece};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +51,8 @@ pub(super) struct VolumeSegment {
     freed: AtomicBool,
     /// It is written beside the log, and in no record yet.
     beside: AtomicBool,
+    /// What of it is in the journal and not in its place; `None` until something is.
+    unplaced: Mutex<Option<Arc<Unplaced>>>,
     this: Weak<Self>,
 }
 
@@ -118,6 +125,7 @@ impl VolumeSegment {
             dead: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             beside: AtomicBool::new(false),
+            unplaced: Mutex::default(),
             this: Weak::clone(this),
         })
     }
@@ -134,6 +142,54 @@ impl VolumeSegment {
             let base = self.key.base;
             self.home.catalog.damaged(format!("{len} bytes at {at} of segment {base} lie in no extent"))
         })
+    }
+
+    /// The journal, where it takes this segment's appends: what is written beside the log is flushed before it takes its place.
+    fn journal(&self) -> Option<&Journal> {
+        self.home.journal.as_ref().filter(|_| !self.beside.load(Ordering::Acquire))
+    }
+
+    /// Brings to its place what of these bytes is not there yet: to be called before they are read from there.
+    async fn place(&self, range: Range<u64>) -> Result<()> {
+        let unplaced = self.unplaced.lock().as_ref().filter(|unplaced| unplaced.has(&range)).cloned();
+        match unplaced {
+            Some(unplaced) => unplaced.place_by(&self.home.tasks).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives an append to the journal, and keeps it until it is brought to its place, if it can wait for that.
+    async fn keep(&self, journal: &Journal, at: u64, data: &Bytes) -> Result<bool> {
+        let unplaced = {
+            let mut slot = self.unplaced.lock();
+            Arc::clone(slot.get_or_insert_with(|| Unplaced::new(&self.home.device)))
+        };
+        if !unplaced.ends_at(at) {
+            return Ok(false);
+        }
+        let places = self.places(at, data.len() as u64)?;
+        if !journal.keep(&unplaced, &self.key, at, &places, data) {
+            unplaced.place_by(&self.home.tasks).await?;
+        }
+        Ok(true)
+    }
+
+    async fn write_in_place(&self, at: u64, data: &Bytes) -> Result<()> {
+        let places = self.places(at, data.len() as u64)?;
+        if let [place] = places[..] {
+            return Ok(self.home.device.write(place.at, data.clone(), Durability::Cached).await?);
+        }
+        let mut from = 0;
+        let writes: Vec<_> = places
+            .iter()
+            .map(|place| {
+                let part = data.slice(from..from + place.len as usize);
+                from += place.len as usize;
+                self.home.device.write(place.at, part, Durability::Cached)
+            })
+            .collect();
+        futures_util::future::try_join_all(writes).await?;
+        Ok(())
     }
 
     /// Takes space until there is room for `end` bytes, and usually for more.
@@ -254,6 +310,8 @@ impl VolumeSegment {
         if self.dead.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
+        // A start brings nothing to its place of what the catalog says is closed.
+        self.place(0..u64::MAX).await?;
         let before = self.record.read().clone();
         let extents = before.extents.clone();
         let mut record = SegmentRecord { extents, written, ..SegmentRecord::default() };
@@ -277,7 +335,11 @@ impl VolumeSegment {
             return Err(error);
         }
         *self.record.write() = record;
-        self.home.release(free);
+        if trims {
+            // Nothing is appended any more.
+            *self.unplaced.lock() = None;
+        }
+        self.home.release(free, None);
         Ok(())
     }
 }
@@ -312,7 +374,7 @@ impl VolumeSegment {
             return Err(error);
         }
         *self.record.write() = record;
-        self.home.release(unused);
+        self.home.release(unused, None);
         Ok(())
     }
 }
@@ -320,6 +382,7 @@ impl VolumeSegment {
 impl Copies for VolumeSegment {
     fn read(&self, at: u64, mut buf: BytesMut) -> Io<'_, BytesMut> {
         Box::pin(async move {
+            self.place(at..at + buf.len() as u64).await?;
             let places = self.places(at, buf.len() as u64)?;
             if let [place] = places[..] {
                 return Ok(self.home.device.read(place.at, buf).await?);
@@ -341,6 +404,7 @@ impl Copies for VolumeSegment {
 
     fn read_copy(&self, at: u64, mut buf: BytesMut, copy: usize) -> Io<'_, BytesMut> {
         Box::pin(async move {
+            self.place(at..at + buf.len() as u64).await?;
             let places = self.places(at, buf.len() as u64)?;
             if let [place] = places[..] {
                 return Ok(self.home.device.read_copy(place.at, buf, copy).await?);
@@ -386,33 +450,32 @@ impl SegmentBytes for VolumeSegment {
         })
     }
 
-    fn write(&self, at: u64, data: Bytes) -> Io<'_, ()> {
+    fn write(&self, at: u64, data: Bytes, durability: Durability) -> Io<'_, ()> {
         let len = data.len() as u64;
         self.home.writes(len);
         Box::pin(async move {
-            let places = self.places(at, len)?;
-            if let [place] = places[..] {
-                self.home.device.write(place.at, data.clone(), Durability::Cached).await?;
-            } else {
-                let mut from = 0;
-                let writes: Vec<_> = places
-                    .iter()
-                    .map(|place| {
-                        let part = data.slice(from..from + place.len as usize);
-                        from += place.len as usize;
-                        self.home.device.write(place.at, part, Durability::Cached)
-                    })
-                    .collect();
-                futures_util::future::try_join_all(writes).await?;
-            }
-            // What is written beside the log is flushed before it takes its place.
-            if let Some(journal) = self.home.journal.as_ref().filter(|_| !self.beside.load(Ordering::Acquire))
+            let journal = self.journal();
+            if let Some(journal) = journal
+                && durability == Durability::Stable
+                && journal.takes(data.len())
+                && self.keep(journal, at, &data).await?
             {
+                return Ok(());
+            }
+            // What is answered before it is committed is in the page cache by then, and so is all before it: a kill loses
+            // nothing of it.
+            self.place(0..u64::MAX).await?;
+            self.write_in_place(at, &data).await?;
+            if let Some(journal) = journal {
                 journal.gather(&self.key, at, &data);
             }
             self.begin_write_back(&(at..at + len));
             Ok(())
         })
+    }
+
+    fn place_all(&self) -> Io<'_, ()> {
+        Box::pin(self.place(0..u64::MAX))
     }
 
     fn found(&self) {
@@ -422,6 +485,7 @@ impl SegmentBytes for VolumeSegment {
 
     fn locate(&self, at: u64, len: u64) -> Io<'_, Option<Vec<Piece>>> {
         Box::pin(async move {
+            self.place(at..at + len).await?;
             let mut pieces = Vec::new();
             for place in self.places(at, len)? {
                 match self.home.device.locate(place.at, place.len).await? {
@@ -435,6 +499,7 @@ impl SegmentBytes for VolumeSegment {
 
     fn agree(&self, at: u64, len: u64) -> Io<'_, bool> {
         Box::pin(async move {
+            self.place(at..at + len).await?;
             for place in self.places(at, len)? {
                 if !self.home.device.agree(place.at, place.len).await? {
                     return Ok(false);
@@ -452,6 +517,7 @@ impl SegmentBytes for VolumeSegment {
         Box::pin(async move {
             // Its places stay its own while it is mended.
             let _only = self.growth.lock().await;
+            self.place(at..at + good.len() as u64).await?;
             let mut mended = 0;
             for place in self.places(at, good.len() as u64)? {
                 let part = good.split_to(place.len as usize);
@@ -468,6 +534,7 @@ impl SegmentBytes for VolumeSegment {
     fn cut(&self, end: u64) -> Io<'_, ()> {
         Box::pin(async move {
             let _only = self.growth.lock().await;
+            self.place(0..u64::MAX).await?;
             let reach = room(&self.record.read().extents);
             for place in self.places(end, reach.saturating_sub(end))? {
                 zero(&self.home.device, place).await?;
@@ -537,7 +604,7 @@ impl Drop for VolumeSegment {
             let record = self.record.get_mut();
             let mut extents = std::mem::take(&mut record.extents);
             extents.extend(blobs_of(record));
-            self.home.release(extents);
+            self.home.release(extents, self.unplaced.get_mut().take());
         }
     }
 }
@@ -591,7 +658,7 @@ mod tests {
         let key = SegmentKey { partition, base: 0 };
         let segment = VolumeSegment::new(&home, key, SegmentRecord::default());
         segment.reserve(100, 1 << 20).await.unwrap();
-        segment.write(0, Bytes::from_static(&[7; 100])).await.unwrap();
+        segment.write(0, Bytes::from_static(&[7; 100]), Durability::Cached).await.unwrap();
         let change = Change::vital();
         let sealing = Sealing { size: 100, end: 1, sidecars: Vec::new(), trim: true, written: None, change };
         segment.seal_now(sealing).await.unwrap();

@@ -5,7 +5,8 @@
 //!   was told one), and only there. Offsets are contiguous.
 //! - A record of an acks=all append that was acknowledged, or that a consumer saw, stays, and so does all before it.
 //!   After a reopen everything that is there stays: recovery makes durable what it serves.
-//! - After `kill -9` every append that was answered is there, acks=1 too.
+//! - After `kill -9` every append that was answered is there, acks=1 too, and so is all before it. One of acks=all is answered
+//!   with its commit.
 //! - The high watermark never goes back below what stays.
 //! - No (producer, epoch, sequence) is there twice, however often it was sent. What was once lost does not come back.
 //! - A topic whose creation was acknowledged is there, with its id; one whose deletion was acknowledged is not.
@@ -196,9 +197,11 @@ impl Ledger {
         });
         self.place(id, base, "acknowledged");
         let Some(attempt) = self.attempts.get(&id) else { return };
-        let end = base + attempt.count;
-        let log = self.logs.entry(attempt.place).or_default();
-        log.answered = log.answered.max(end);
+        if !attempt.all {
+            let end = base + attempt.count;
+            let log = self.logs.entry(attempt.place).or_default();
+            log.answered = log.answered.max(end);
+        }
     }
 
     /// The store said that it is on stable storage, at an offset it told before.
@@ -207,6 +210,7 @@ impl Ledger {
         let Some(Attempt { fate: Fate::At(base), place, count, .. }) = self.attempts.get(&id) else { return };
         let log = self.logs.entry(*place).or_default();
         log.floor = log.floor.max(base + count);
+        log.answered = log.answered.max(log.floor);
     }
 
     /// Notes where an attempt is, and that nothing else is there.
@@ -494,6 +498,23 @@ mod tests {
             ledger.settled(HERE, reported(0, end));
             assert_eq!(ledger.violation(), None, "what was read after the first reopen stays");
         }
+    }
+
+    #[test]
+    fn what_waits_for_its_commit_goes_with_the_process_unless_something_behind_it_was_answered() {
+        let (mut ledger, [_, _, third]) = three();
+        ledger.appended(third.0, 5);
+        let waits = ledger.append_asked(HERE, 1, 20, None, true, 0);
+        ledger.appended(waits.0, 6);
+        let mut without = ledger.clone();
+        without.process_killed();
+        without.settled(HERE, reported(0, 6));
+        assert_eq!(without.violation(), None);
+        let behind = ledger.append_asked(HERE, 1, 20, None, false, 0);
+        ledger.appended(behind.0, 7);
+        ledger.process_killed();
+        ledger.settled(HERE, reported(0, 6));
+        assert!(ledger.violation().is_some_and(|violation| violation.contains("8 was durable")));
     }
 
     #[test]

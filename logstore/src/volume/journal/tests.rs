@@ -96,10 +96,10 @@ async fn only_small_appends_are_gathered_and_a_flush_covers_all_else() {
     for beside in [0, 1, 2] {
         journal.gather(&key(0), 10, b"small");
         match beside {
-            0 => journal.gather(&key(1), 0, &vec![0; SMALL + 1]),
+            0 => assert!(!journal.gather(&key(1), 0, &vec![0; SMALL + 1])),
             1 => journal.write_beside(),
             // More than fits one record.
-            _ => (0..LONGEST / SMALL).for_each(|_| journal.gather(&key(1), 0, &vec![0; SMALL])),
+            _ => assert!(!(0..LONGEST / SMALL).all(|_| journal.gather(&key(1), 0, &vec![0; SMALL]))),
         }
         journal.gather(&key(0), 15, b"behind it");
         let before = next(&journal).await;
@@ -285,4 +285,64 @@ async fn what_a_commit_took_and_did_not_write_the_next_one_flushes() {
     journal.commit().await.unwrap();
     assert_eq!(next(&journal).await, before, "it was not flushed");
     assert!(!journal.gathered.lock().beside);
+}
+
+fn extent(at: u64, len: u64) -> Extent {
+    Extent { at, len }
+}
+
+/// What comes to two runs of places is two writes, and is where it belongs; nothing of it is written before.
+#[tokio::test]
+async fn what_is_kept_comes_to_its_place_in_one_write_for_each_run() {
+    let (_dir, device) = made().await;
+    let journal = live(&device, 7).await;
+    let unplaced = Unplaced::new(&device);
+    let (here, there) = (512 << 10, 768 << 10);
+    assert!(unplaced.ends_at(100), "nothing is kept, so anything leaves no gap");
+    assert!(journal.keep(&unplaced, &key(0), 100, &[extent(here, 3)], b"abc"));
+    assert!(journal.keep(&unplaced, &key(0), 103, &[extent(here + 3, 1), extent(there, 2)], b"def"));
+    assert!(journal.keep(&unplaced, &key(0), 106, &[extent(there + 2, 1)], b"g"));
+    assert!(unplaced.ends_at(107) && !unplaced.ends_at(106));
+    for (range, is_kept) in
+        [(0..100, false), (0..101, true), (106..200, true), (107..200, false), (105..105, false)]
+    {
+        assert_eq!(unplaced.has(&range), is_kept, "{range:?}");
+    }
+    let read = async |at, len| device.read(at, raid::device::buffer(len)).await.unwrap().freeze();
+    assert_eq!(read(here, 4).await[..], [0; 4]);
+    journal.place_all().await.unwrap();
+    assert_eq!(read(here, 4).await[..], *b"abcd");
+    assert_eq!(read(there, 3).await[..], *b"efg");
+    assert!(!unplaced.has(&(0..200)) && journal.unplaced.lock().is_empty());
+    // It is known anew when something is kept again, and what was abandoned is written nowhere.
+    assert!(journal.keep(&unplaced, &key(0), 107, &[extent(there + 3, 1)], b"h"));
+    assert_eq!(journal.unplaced.lock().len(), 1);
+    unplaced.abandon().await;
+    journal.place_all().await.unwrap();
+    assert_eq!(read(there, 4).await[..], *b"efg\0");
+    assert!(journal.unplaced.lock().is_empty());
+}
+
+/// A commit that flushes and a stop place what is kept before they let the journal begin behind it.
+#[tokio::test]
+async fn nothing_leaves_the_journal_before_it_is_in_its_place() {
+    let (_dir, device) = made().await;
+    let journal = live(&device, 7).await;
+    let unplaced = Unplaced::new(&device);
+    let place = 512 << 10;
+    for (turn, byte) in [(0, b'a'), (1, b'b')] {
+        assert!(journal.keep(&unplaced, &key(0), turn, &[extent(place + turn, 1)], &[byte]));
+        journal.commit().await.unwrap();
+        assert_eq!(find(&device).await.appends, 1);
+        match turn {
+            0 => {
+                journal.write_beside();
+                assert_eq!(journal.commit().await.unwrap(), Committed::Flushed);
+            }
+            _ => journal.close().await.unwrap(),
+        }
+        assert_eq!(find(&device).await.appends, 0);
+        let there = device.read(place, raid::device::buffer(2)).await.unwrap();
+        assert_eq!(there[turn as usize], byte);
+    }
 }

@@ -32,7 +32,7 @@ pub fn commit() {
     for (home, in_memory, size) in [
         // Some gigabytes are committed in half a minute.
         ("a volume in memory", true, Some(16 * GIB)),
-        ("a volume", false, Some(4 * GIB)),
+        ("a volume", false, Some(16 * GIB)),
         ("a directory", false, None),
     ] {
         let sandbox = if in_memory { Sandbox::in_memory() } else { Sandbox::new() };
