@@ -9,6 +9,7 @@ use raid::device::{Device, Durability};
 use raid::error::Operation;
 use raid::geometry::Layout;
 use std::sync::Arc;
+use std::time::Duration;
 use tests::broker::batch;
 use tests::sim::array::{Rig, Shape};
 use tests::sim::{CutStyle, Fault, Sim, SimDisk, SimDiskOptions};
@@ -55,11 +56,11 @@ impl Ground {
     }
 }
 
-/// Lets the disks refuse to read the middle of a value.
+/// Lets the disks refuse to read the middle of a value, in its segment: the journal, which may hold it too, lies before all of them.
 fn hide(disks: &[Arc<SimDisk>], needle: &[u8]) {
     for disk in disks {
         let bytes = disk.peek(0, disk.size());
-        let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap() as u64;
+        let at = bytes.windows(needle.len()).rposition(|window| window == needle).unwrap() as u64;
         let within = at + 300..at + 301;
         disk.fail(Fault { within, lands: false, ..Fault::lasting(&[Operation::Read]) });
     }
@@ -106,6 +107,8 @@ fn grounds() -> Vec<Ground> {
                     append(&log_of(&store, name), name, at).await.unwrap();
                 }
             }
+            // Until nothing is in the journal only.
+            ground.sim().runtime().sleep(Duration::from_secs(10)).await;
         };
         ground.sim().block_on(life).unwrap();
         ground.end(CutStyle::AllLost);
