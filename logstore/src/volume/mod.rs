@@ -250,6 +250,8 @@ impl VolumeHome {
             home.due.store(false, Ordering::Release);
             if home.journal.as_ref().is_some_and(Journal::keeps) {
                 home.flush_unasked();
+                // One that was under way already need not cover what was committed last.
+                home.flush_later();
             }
         }));
     }

@@ -193,7 +193,7 @@ impl Journal {
     /// Brings all that was kept before this call to its place.
     pub(in crate::volume) async fn place_all(&self) -> Result<()> {
         let all = self.unplaced.lock().clone();
-        // As there.
+        // All to their end, as in `Unplaced::place`.
         let placed = stream::iter(all).map(|one| async move { one.place().await }).buffer_unordered(AT_ONCE);
         let outcome = placed.fold(Ok(()), |all, one| std::future::ready(all.and(one))).await;
         self.unplaced.lock().retain(|one| !one.unlist());
